@@ -1,0 +1,163 @@
+/* semisparse: convolutions that skip positions of their output plane.
+ *
+ * The only public header. Plain C; no function throws, and none keeps a pointer it was given
+ * longer than the call. Handles are immutable after creation, so one handle may be run from
+ * several threads at once. Tensors are float32, NHWC, dense; weights are OIHW as in ONNX.
+ */
+#ifndef SEMISPARSE_H_
+#define SEMISPARSE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SEMISPARSE_API __attribute__((visibility("default")))
+#else
+#define SEMISPARSE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SEMISPARSE_ABI_VERSION 1
+
+typedef enum semisparse_status {
+  SEMISPARSE_OK = 0,
+  SEMISPARSE_INVALID_ARGUMENT = 1, /* the caller's values do not fit together */
+  SEMISPARSE_UNSUPPORTED = 2,      /* the instruction set asked for is not usable here */
+  SEMISPARSE_OUT_OF_MEMORY = 3,
+  SEMISPARSE_INTERNAL = 4
+} semisparse_status;
+
+typedef enum semisparse_activation {
+  SEMISPARSE_IDENTITY = 0,
+  SEMISPARSE_RELU = 1,
+  SEMISPARSE_CLIP = 2,       /* min(max(v, activation_a), activation_b) */
+  SEMISPARSE_LEAKY_RELU = 3, /* v < 0 ? activation_a * v : v */
+  SEMISPARSE_SILU = 4,       /* v * sigmoid(v) */
+  SEMISPARSE_HARD_SWISH = 5, /* v * min(max(v / 6 + 0.5, 0), 1) */
+  SEMISPARSE_SIGMOID = 6
+} semisparse_activation;
+
+typedef enum semisparse_fill {
+  SEMISPARSE_FILL_BIAS = 0,   /* masked positions have a linear part of zero */
+  SEMISPARSE_FILL_NEAREST = 1 /* masked positions take the linear part of the nearest computed one */
+} semisparse_fill;
+
+typedef struct semisparse_conv semisparse_conv;
+
+typedef struct semisparse_conv_desc {
+  int64_t in_channels;
+  int64_t out_channels;
+  int64_t group;
+  int64_t kernel[2];    /* height, width */
+  int64_t strides[2];   /* height, width */
+  int64_t pads[4];      /* top, left, bottom, right */
+  int64_t dilations[2]; /* height, width */
+  semisparse_activation activation;
+  float activation_a;
+  float activation_b;
+} semisparse_conv_desc;
+
+/* Runs task(arg, i) for every i in [0, n), in any order and on any threads, and returns when all
+ * are done. Where a semisparse_parallel_for may be NULL, NULL means serially. */
+typedef void (*semisparse_task)(void* arg, size_t index);
+typedef void (*semisparse_parallel_for)(void* ctx, size_t n, semisparse_task task, void* arg);
+
+/* "MAJOR.MINOR.PATCH" of the library, and the version of this interface. */
+SEMISPARSE_API const char* semisparse_version(void);
+SEMISPARSE_API int semisparse_abi_version(void);
+
+/* One sentence about this thread's last call that did not return SEMISPARSE_OK. */
+SEMISPARSE_API const char* semisparse_last_error(void);
+
+/* Instruction sets this library was built with, best first; usable tells whether this CPU has it.
+ * An index out of range gives NULL. */
+SEMISPARSE_API const char* semisparse_isa_name(size_t index, int* usable);
+
+/* The instruction set in force: $SEMISPARSE_ISA if set, else the best usable one. NULL, with
+ * semisparse_last_error, when the one asked for was not built or cannot run here. */
+SEMISPARSE_API const char* semisparse_isa(void);
+
+/* Kernels built, in order of preference within their family, by symbol name; usable as above. An
+ * index out of range gives NULL. */
+SEMISPARSE_API const char* semisparse_kernel_name(size_t index, int* usable);
+
+/* Source map of a mask (docs/format.md): source[p] is p where mask[p] is not 0, else -1 for
+ * FILL_BIAS, else the nearest computed position: Euclidean distance on the plane, ties to the
+ * lowest row-major index. FILL_NEAREST wants at least one computed position. */
+SEMISPARSE_API semisparse_status semisparse_source_map(const uint8_t* mask, int64_t height,
+                                                       int64_t width, semisparse_fill fill,
+                                                       int32_t* source);
+
+/* Packs a convolution. weights: [out_channels, in_channels / group, kernel[0], kernel[1]]; bias:
+ * [out_channels] or NULL for zeros; source: source map of the output plane [height, width], or
+ * NULL (height and width ignored) for a dense convolution at any size. isa: a name from
+ * semisparse_isa_name, or NULL for semisparse_isa(). Weights and bias must be finite. */
+SEMISPARSE_API semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc,
+                                                        const float* weights, const float* bias,
+                                                        const int32_t* source, int64_t height,
+                                                        int64_t width, const char* isa,
+                                                        semisparse_conv** conv);
+SEMISPARSE_API void semisparse_conv_destroy(semisparse_conv* conv);
+
+/* Symbol name of the kernel the convolution runs. */
+SEMISPARSE_API const char* semisparse_conv_kernel(const semisparse_conv* conv);
+
+/* Output plane for an input plane. INVALID_ARGUMENT when it would be empty, or when it is not the
+ * one the source map was made for. */
+SEMISPARSE_API semisparse_status semisparse_conv_output_size(const semisparse_conv* conv,
+                                                             int64_t height, int64_t width,
+                                                             int64_t* out_height,
+                                                             int64_t* out_width);
+
+/* y = activation(fill(W * x) + bias + residual). x: [batch, height, width, in_channels]; residual
+ * and y: [batch, out_height, out_width, out_channels]; residual may be NULL, and may not overlap
+ * y. No alignment is required. */
+SEMISPARSE_API semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x,
+                                                     int64_t batch, int64_t height, int64_t width,
+                                                     const float* residual, float* y,
+                                                     semisparse_parallel_for parallel_for,
+                                                     void* ctx);
+
+typedef enum semisparse_pool_kind {
+  SEMISPARSE_MAX_POOL = 0,
+  SEMISPARSE_AVERAGE_POOL = 1
+} semisparse_pool_kind;
+
+typedef struct semisparse_pool_desc {
+  semisparse_pool_kind kind;
+  int64_t kernel[2];
+  int64_t strides[2];
+  int64_t pads[4];
+  int64_t dilations[2];  /* 1 for AVERAGE_POOL */
+  int ceil_mode;         /* as ONNX and torch define it */
+  int count_include_pad; /* AVERAGE_POOL only */
+} semisparse_pool_desc;
+
+SEMISPARSE_API semisparse_status semisparse_pool_output_size(const semisparse_pool_desc* desc,
+                                                             int64_t height, int64_t width,
+                                                             int64_t* out_height,
+                                                             int64_t* out_width);
+/* x: [batch, height, width, channels]; y: [batch, out_height, out_width, channels]. */
+SEMISPARSE_API semisparse_status semisparse_pool_run(const semisparse_pool_desc* desc,
+                                                     const float* x, int64_t batch, int64_t height,
+                                                     int64_t width, int64_t channels, float* y,
+                                                     const char* isa,
+                                                     semisparse_parallel_for parallel_for,
+                                                     void* ctx);
+
+/* What this machine can do, measured on the calling thread for about the given time: fused
+ * multiply-adds of one instruction set from registers (FLOP/s, an FMA is 2), and copying a buffer
+ * of the given size (bytes/s, read plus written). */
+SEMISPARSE_API semisparse_status semisparse_measure_fma(const char* isa, double seconds,
+                                                        double* flops_per_second);
+SEMISPARSE_API semisparse_status semisparse_measure_copy(size_t bytes, double seconds,
+                                                         double* bytes_per_second);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* SEMISPARSE_H_ */
