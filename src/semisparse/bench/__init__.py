@@ -1,0 +1,1 @@
+"""Timing of exported models against other engines, interleaved in one run."""
