@@ -92,7 +92,7 @@ class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if library:
             register(options)
         if isinstance(path_or_bytes, bytes):
-            name = f"The model of {len(path_or_bytes)} bytes"
+            name = f"a model of {len(path_or_bytes)} bytes"
         else:
             name = os.fspath(path_or_bytes)
             if not Path(name).is_file():

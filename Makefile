@@ -1,0 +1,86 @@
+# Everything a checkout needs, on a machine with Python 3.10 or newer, a C++17 compiler and make.
+# CMake, Ninja and the linters come into .venv as Python packages.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+NATIVE := CMakeLists.txt $(shell find native -type f)
+CMAKE := cmake -G Ninja -S .
+CTEST := ctest --output-on-failure --no-tests=error
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: setup
+setup: build/.installed ## .venv with the package, its library and the tools of development
+
+# torch comes first and pinned by itself, so that pip never weighs other versions, each with
+# gigabytes of CUDA packages.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install -q --upgrade "pip>=23.1"
+	python -m pip install -q -c constraints.txt torch torchvision
+	python -m pip install -q -c constraints.txt scikit-build-core cmake ninja
+	python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]" \
+		-C build-dir=build/editable
+	touch $@
+
+# The editable install serves Python from src/; this puts the library of the current sources beside
+# it, with no more work than the changed files need.
+build/.installed: $(VENV)/.ready $(NATIVE)
+	$(CMAKE) -B build -DCMAKE_BUILD_TYPE=Release -DSEMISPARSE_BUILD_TESTS=ON
+	cmake --build build
+	cmake --install build --prefix "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@
+
+.PHONY: demo
+demo: setup ## train, export and time on real data: a few minutes, ends with report.html
+	semisparse demo
+
+.PHONY: test
+test: lint native ## every check: linters, types, Python tests, native tests
+	python -m pytest
+
+.PHONY: lint
+lint: setup ## ruff, mypy --strict, clang-format
+	ruff check
+	ruff format --check
+	mypy
+	find native -name '*.h' -o -name '*.cc' | xargs clang-format --dry-run --Werror
+
+.PHONY: native
+native: setup ## the operator library and its native tests
+	$(CTEST) --test-dir build
+
+.PHONY: sanitize
+sanitize: $(VENV)/.ready ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSEMISPARSE_BUILD_TESTS=ON \
+		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+	cmake --build build/sanitize
+	$(CTEST) --test-dir build/sanitize
+
+CROSS := aarch64-linux-gnu
+
+.PHONY: aarch64
+aarch64: $(VENV)/.ready ## native tests for aarch64, cross-compiled, under qemu
+	@for tool in $(CROSS)-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
+		echo "make aarch64 needs $$tool: apt-get install g++-$(CROSS) qemu-user" >&2; exit 1; }; done
+	$(CMAKE) -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DSEMISPARSE_BUILD_TESTS=ON \
+		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=$(CROSS)-g++ \
+		-DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/$(CROSS)"
+	cmake --build build/aarch64
+	$(CTEST) --test-dir build/aarch64
+
+.PHONY: wheel
+wheel: $(VENV)/.ready ## dist/semisparse-*.whl for this platform
+	python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+.PHONY: clean
+clean: ## remove what was built; .venv stays
+	rm -rf build dist
