@@ -27,11 +27,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	python -m pip install -q -c constraints.txt torch torchvision
 	python -m pip install -q -c constraints.txt scikit-build-core cmake ninja
 	python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]" \
-		-C build-dir=build/editable
+		-C build-dir=build -C cmake.define.SEMISPARSE_BUILD_TESTS=ON
 	touch $@
 
-# The editable install serves Python from src/; this puts the library of the current sources beside
-# it, with no more work than the changed files need.
+# The editable install serves Python from src/ and the library from .venv; this brings that library
+# up to date with the sources, with no more work than the changed files need.
 build/.installed: $(VENV)/.ready $(NATIVE)
 	$(CMAKE) -B build -DCMAKE_BUILD_TYPE=Release -DSEMISPARSE_BUILD_TESTS=ON
 	cmake --build build
