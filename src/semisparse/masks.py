@@ -1,0 +1,145 @@
+"""Pure functions from a score map to masks, and from a mask to its source map.
+
+All maps are over one output plane, ``[height, width]``, on the CPU. A mask is bool, True where the
+position is computed; a source map is int32 and defined in ``docs/format.md``.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from semisparse.errors import MaskError
+
+
+def propagate(score: Tensor, height: int, width: int) -> Tensor:
+    """Average-pool a score map, weighted by area, to any other size, larger ones too.
+
+    Output cell ``i`` of ``n`` covers the interval ``[i/n, (i+1)/n)`` of the plane's side, and each
+    input cell counts by how much of it lies inside.
+
+    Args:
+        score: float64 ``[H, W]``.
+
+    Returns:
+        float64 ``[height, width]``.
+
+    Raises:
+        MaskError: if the score is not a float64 map or the size is not positive.
+    """
+    if score.dim() != 2 or score.numel() == 0 or score.dtype != torch.float64:
+        raise MaskError(
+            "a score map must be a non-empty float64 tensor [H, W], "
+            f"got {score.dtype} {list(score.shape)}."
+        )
+    if height < 1 or width < 1:
+        raise MaskError(f"cannot propagate a score map to {height}x{width}; sizes start at 1x1.")
+    rows = _overlap(score.shape[0], height)
+    columns = _overlap(score.shape[1], width)
+    return rows @ score @ columns.T
+
+
+@functools.lru_cache(maxsize=256)
+def _overlap(size: int, pooled: int) -> Tensor:
+    """Weights ``[pooled, size]`` of area-weighted pooling along one side; each row sums to 1."""
+    # In units of 1 / (size * pooled) of the side every boundary is a whole number: no rounding.
+    inner = torch.arange(size) * pooled
+    outer = (torch.arange(pooled) * size)[:, None]
+    shared = torch.minimum(inner + pooled, outer + size) - torch.maximum(inner, outer)
+    return shared.clamp(min=0).double() / size
+
+
+def mask_from_score(score: Tensor, sparsity: float) -> Tensor:
+    """Mask the ``round(sparsity * H * W)`` positions of lowest score; ties go to the lower index.
+
+    At least one position stays computed, whatever the sparsity, so that ``"nearest"`` always has
+    a source. A plane too small for its share to round to 1 stays dense.
+
+    Args:
+        score: ``[H, W]``, without NaN.
+        sparsity: in [0, 1).
+
+    Raises:
+        MaskError: for a score that is not such a map, or a sparsity out of range.
+    """
+    if score.dim() != 2 or score.numel() == 0:
+        raise MaskError(f"a score map must have a shape [H, W], got {list(score.shape)}.")
+    if not 0 <= sparsity < 1:
+        raise MaskError(f"sparsity is {sparsity}, but must lie in [0, 1).")
+    if bool(score.isnan().any()):
+        raise MaskError(f"a score map of {list(score.shape)} holds NaN; scores must be ordered.")
+    masked = min(round(sparsity * score.numel()), score.numel() - 1)
+    mask = torch.ones(score.numel(), dtype=torch.bool)
+    mask[score.flatten().argsort(stable=True)[:masked]] = False
+    return mask.view(score.shape)
+
+
+def source_map(mask: Tensor, fill: str) -> Tensor:
+    """The position that each position takes its linear part from.
+
+    Args:
+        mask: bool ``[H, W]``.
+        fill: ``"bias"`` (masked positions get -1) or ``"nearest"`` (they get the row-major index
+            of the nearest computed position: Euclidean, ties to the lowest index).
+
+    Returns:
+        int32 ``[H, W]``; a computed position holds its own index.
+
+    Raises:
+        MaskError: for a mask that is no bool map, an unknown fill, or ``"nearest"`` with no
+            computed position.
+    """
+    check_mask(mask)
+    height, width = mask.shape
+    count = height * width
+    index = torch.arange(count, device=mask.device).view(height, width)
+    if fill == "bias":
+        return torch.where(mask, index, -1).int()
+    if fill != "nearest":
+        raise MaskError(f"fill is {fill!r}, but must be 'bias' or 'nearest'.")
+    if not bool(mask.any()):
+        raise MaskError(f"a mask of {height}x{width} has no computed position to be nearest to.")
+
+    # Exact Euclidean distance transform, one axis after the other. A candidate is one number,
+    # distance² * count + index, so that the smallest one is the nearest and then the lowest.
+    in_column = _nearest_in_column(mask, index)
+    best = in_column.clone()
+    for shift in range(1, width):
+        step = shift * shift * count
+        if step > int(best.max()):
+            break
+        left = torch.minimum(best[:, shift:], in_column[:, :-shift] + step)
+        right = torch.minimum(best[:, :-shift], in_column[:, shift:] + step)
+        best[:, shift:] = left
+        best[:, :-shift] = torch.minimum(best[:, :-shift], right)
+    return (best % count).int()
+
+
+def _nearest_in_column(mask: Tensor, index: Tensor) -> Tensor:
+    """``distance² * count + index`` of the nearest computed position of the same column."""
+    height, width = mask.shape
+    count = height * width
+    far = 2 * (height + width)
+    row = torch.arange(height, device=mask.device)[:, None].expand(height, width)
+    above = torch.where(mask, row, -far).cummax(0).values
+    below = torch.where(mask, row, far + height).flip(0).cummin(0).values.flip(0)
+    nearest = torch.where(row - above <= below - row, above, below)
+    # A column without any computed position has a distance that no real one reaches.
+    return (row - nearest) ** 2 * count + nearest.clamp(0, height - 1) * width + index % width
+
+
+def sparsity_of(mask: Tensor) -> float:
+    """Fraction of the positions that are masked."""
+    check_mask(mask)
+    return 1 - int(mask.sum()) / mask.numel()
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raise MaskError unless ``mask`` is a non-empty bool tensor ``[H, W]``."""
+    if mask.dim() != 2 or mask.dtype != torch.bool or mask.numel() == 0:
+        raise MaskError(
+            "a mask must be a non-empty bool tensor [H, W], True where computed, "
+            f"got {mask.dtype} {list(mask.shape)}."
+        )

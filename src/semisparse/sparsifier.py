@@ -1,0 +1,333 @@
+"""The method over a whole training run: draw, schedule, select, freeze."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semisparse.config import SparsityConfig
+from semisparse.errors import ConfigError, MaskError, ModelError
+from semisparse.layers import MaskedConv2d, attach, detach
+from semisparse.masks import check_mask, mask_from_score, propagate, source_map, sparsity_of
+from semisparse.rules import LayerRule, layer_rules
+from semisparse.schedules import progress_at, sparsity_at
+from semisparse.selection import Selection
+
+STATE_VERSION = 1
+
+ExampleInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+class Sparsifier:
+    """Masks a model's convolutions and trains the masks in with it (arXiv 2309.06626, section 3).
+
+    Per training step: :meth:`step`, then forward, backward and optimizer, then :meth:`observe`.
+    From the schedule's end on, or from :meth:`freeze`, the best draw is fixed at the final
+    sparsity.
+
+    The model runs once on the example input, in eval mode and without gradients, to learn the
+    sizes of its planes; its parameters, buffers, training flags and the random state stay as they
+    were. Layers that this run does not call stay dense, and so does a layer whose share of
+    positions rounds to none. While attached, the model carries its configuration as the attribute
+    ``semisparse_config``.
+
+    Under ``torch.distributed`` every rank draws the same masks, because they depend on nothing but
+    the seed, and picks the same ones, because losses are averaged over the ranks; so every rank
+    has to call :meth:`observe` equally often.
+
+    Args:
+        model: any module with Conv2d layers; changed in place.
+        example_input: a tensor ``[N, C, H, W]``, or a tuple or mapping of arguments. The score
+            maps have the height and width of the first tensor that has both.
+        config: what to mask, how much, and when.
+        total_steps: how often :meth:`step` will be called in the whole training.
+
+    Raises:
+        ConfigError: if a rule matches nothing or ``total_steps`` is not positive.
+        ModelError: if there is nothing to mask, the example does not run, or a layer is called at
+            two output sizes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: ExampleInput,
+        config: SparsityConfig,
+        total_steps: int,
+    ) -> None:
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ConfigError(f"total_steps must be a positive whole number, got {total_steps!r}.")
+        if hasattr(model, "semisparse_config"):
+            raise ModelError("the model has a Sparsifier already; detach that one first.")
+        convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+        if not convolutions:
+            raise ModelError("the model has no Conv2d layer, so there is nothing to mask.")
+        args, kwargs = _arguments(example_input)
+        self._score_size = _input_size(itertools.chain(args, kwargs.values()))
+        sizes = _output_sizes(model, convolutions, args, kwargs)
+        rules = layer_rules(config, convolutions)
+        planes: dict[str, tuple[int, int]] = {}
+        for name, rule in rules.items():
+            if rule.sparsity == 0 or not sizes[name]:
+                continue
+            if len(sizes[name]) > 1:
+                listed = " and ".join(f"{h}x{w}" for h, w in sorted(sizes[name]))
+                raise ModelError(
+                    f"{name} is called at several output sizes, {listed}, but can have one mask "
+                    "only; put it in skip."
+                )
+            ((height, width),) = sizes[name]
+            if round(rule.sparsity * height * width) > 0:
+                planes[name] = (height, width)
+        self._rules = {name: rules[name] for name in planes}
+        if not self._rules:
+            raise ModelError(
+                f"none of the model's {len(convolutions)} convolutions is masked: all are skipped, "
+                "not called on the example input, or too small for their sparsity; change skip, "
+                "per_layer or sparsity."
+            )
+        for name, rule in self._rules.items():
+            attach(convolutions[name], *planes[name], rule.fill, name)
+        model.semisparse_config = config.to_json()  # type: ignore[assignment]
+
+        self._model = model
+        self._layers: dict[str, MaskedConv2d] = {
+            name: convolutions[name]
+            for name in self._rules  # type: ignore[misc]
+        }
+        self.config = config
+        self.total_steps = total_steps
+        self._steps = 0
+        self._sparsity = config.initial
+        self._frozen = False
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._selection = Selection(config.selection)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Copies of the masks by layer name: bool ``[H_out, W_out]`` on the CPU, True = computed."""
+        return {name: layer.mask.to("cpu", copy=True) for name, layer in self._layers.items()}
+
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """Fraction of masked positions by layer name, as the masks are now."""
+        return {name: sparsity_of(mask) for name, mask in self.masks.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """What the schedule asks of layers without a sparsity of their own, as of the last draw."""
+        return self._sparsity
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the masks are fixed."""
+        return self._frozen
+
+    def step(self) -> None:
+        """Advance the schedule by one training step; call it before the forward pass.
+
+        Draws new masks every ``frequency`` steps. The first step at or past the schedule's end
+        freezes the masks; later steps, also those beyond ``total_steps``, leave them alone.
+        """
+        self._check_attached()
+        config = self.config
+        index = self._steps
+        self._steps += 1
+        if self._frozen:
+            return
+        progress = progress_at(index, self.total_steps, begin=config.begin, end=config.end)
+        if progress == 1:
+            self.freeze()
+        elif index % config.frequency == 0:
+            self._sparsity = self._sparsity_at(progress, config.sparsity)
+            if self._sparsity > 0:
+                score = self._draw()
+                self._selection.draw(score, weight=self._sparsity / config.sparsity)
+                self._mask_by(score, progress)
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Take in the loss of the present step; call it after :meth:`step`.
+
+        May be called several times a step (their mean counts) or not at all. Losses that are not
+        finite are left out, and so is their draw.
+        """
+        self._check_attached()
+        if self._frozen or self.config.selection != "best_loss":
+            return
+        self._selection.observe(_mean_over_ranks(loss, next(iter(self._layers.values())).mask))
+
+    def freeze(self) -> None:
+        """Fix the best draw at the final sparsity; draws one if there was none. Idempotent."""
+        self._check_attached()
+        if self._frozen:
+            return
+        score = self._selection.best()
+        self._mask_by(self._draw() if score is None else score, progress=1)
+        self._sparsity = self.config.sparsity
+        self._frozen = True
+
+    def detach(self) -> None:
+        """Make the model the plain one it was, with its weights as trained. Idempotent."""
+        for layer in self._layers.values():
+            detach(layer)
+        if self._layers:
+            del self._model.semisparse_config
+        self._layers = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state as tensors and plain values; ``torch.load(weights_only=True)`` reads it."""
+        self._check_attached()
+        return {
+            "version": STATE_VERSION,
+            "config": self.config.to_json(),
+            "total_steps": self.total_steps,
+            "score_size": list(self._score_size),
+            "masks": self.masks,
+            "steps": self._steps,
+            "sparsity": self._sparsity,
+            "frozen": self._frozen,
+            "generator": self._generator.get_state(),
+            "selection": self._selection.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; the masks continue bit for bit.
+
+        Raises:
+            ConfigError: if the state is none, or of another configuration or training length.
+            MaskError: if it is of other layers or sizes.
+        """
+        self._check_attached()
+        self._check_state(state)
+        for name, layer in self._layers.items():
+            layer.set_mask(state["masks"][name])
+        self._steps = state["steps"]
+        self._sparsity = state["sparsity"]
+        self._frozen = state["frozen"]
+        self._generator.set_state(state["generator"].cpu())
+        self._selection.load_state_dict(state["selection"])
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        expected = self.state_dict()
+        missing = [key for key in expected if key not in state]
+        missing += [k for k in expected["selection"] if k not in state.get("selection", {})]
+        if missing:
+            raise ConfigError(
+                f"this is no state of a Sparsifier: it lacks {', '.join(missing)}; pass what "
+                "Sparsifier.state_dict() returned."
+            )
+        theirs = SparsityConfig.from_json(state["config"]).to_dict()
+        ours = self.config.to_dict()
+        for key in ("version", "total_steps", "score_size"):
+            theirs[f"state {key}"], ours[f"state {key}"] = state[key], expected[key]
+        differences = [
+            f"{key} is {theirs[key]!r} there and {ours[key]!r} here"
+            for key in ours
+            if json.dumps(theirs[key]) != json.dumps(ours[key])
+        ]
+        if differences:
+            raise ConfigError(
+                f"the state does not fit this Sparsifier: {'; '.join(differences)}; make the "
+                "Sparsifier with the values of the state."
+            )
+        _check_masks(state["masks"], expected["masks"])
+
+    def _check_attached(self) -> None:
+        if not self._layers:
+            raise ModelError("this Sparsifier is detached from its model; make a new one.")
+
+    def _sparsity_at(self, progress: float, final: float) -> float:
+        # A layer whose own final sparsity is below the initial one keeps to its own.
+        initial = min(self.config.initial, final)
+        return sparsity_at(progress, initial=initial, final=final, power=self.config.power)
+
+    def _draw(self) -> Tensor:
+        return torch.rand(self._score_size, dtype=torch.float64, generator=self._generator)
+
+    def _mask_by(self, score: Tensor, progress: float) -> None:
+        # Layers of one size and one rule have one mask, and most models have few sizes.
+        made: dict[tuple[torch.Size, LayerRule], tuple[Tensor, Tensor]] = {}
+        for name, layer in self._layers.items():
+            rule, size = self._rules[name], layer.mask.shape
+            if (size, rule) not in made:
+                pooled = propagate(score, *size)
+                mask = mask_from_score(pooled, self._sparsity_at(progress, rule.sparsity))
+                made[size, rule] = mask, source_map(mask, rule.fill)
+            layer.set_mask(*made[size, rule])
+
+
+def _arguments(example: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return tuple(example), {}
+
+
+def _input_size(inputs: Iterable[Any]) -> tuple[int, int]:
+    for value in inputs:
+        if isinstance(value, Tensor) and value.dim() in (3, 4):
+            return value.shape[-2], value.shape[-1]
+    raise ModelError("the example input holds no tensor [N, C, H, W]; pass one as the model takes.")
+
+
+def _output_sizes(
+    model: nn.Module,
+    convolutions: Mapping[str, nn.Conv2d],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, set[tuple[int, int]]]:
+    """The distinct output planes (height, width) of each convolution in one run of the model."""
+    sizes: dict[str, set[tuple[int, int]]] = {name: set() for name in convolutions}
+
+    def recorder(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, output: sizes[name].add(tuple(output.shape[-2:]))
+
+    hooks = [c.register_forward_hook(recorder(name)) for name, c in convolutions.items()]
+    training = {module: module.training for module in model.modules()}
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            model.eval()(*args, **kwargs)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on the example input ({type(error).__name__}: {error}); pass "
+            "an input as in training, on the model's device."
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return sizes
+
+
+def _check_masks(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    for name in ours.keys() ^ theirs.keys():
+        where, other = ("here", "there") if name in ours else ("there", "here")
+        raise MaskError(
+            f"the state does not fit this model: {name} is masked {where} but not {other}; restore "
+            "it into the model and configuration that it came from."
+        )
+    for name, mask in theirs.items():
+        check_mask(mask)
+        if mask.shape != ours[name].shape:
+            raise MaskError(
+                f"the state does not fit this model: the mask of {name} is {list(mask.shape)} "
+                f"there and {list(ours[name].shape)} here; use the input size of the state."
+            )
+
+
+def _mean_over_ranks(loss: Tensor | float, mask: Tensor) -> float:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return float(loss)
+    # NCCL reduces on the model's device only.
+    total = torch.as_tensor(loss, dtype=torch.float64, device=mask.device).detach().clone()
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
