@@ -11,9 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
 from semisparse import doctor, native
 from semisparse.cli import app
-from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)

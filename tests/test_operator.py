@@ -1,0 +1,435 @@
+"""The operator library against a float64 reference, for every instruction set of this machine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semisparse import native
+
+ISAS = [name for name, usable in native.isa_names().items() if usable]
+every_isa = pytest.mark.parametrize("isa", ISAS)
+
+ACTIVATIONS = {
+    "identity": lambda v: v,
+    "relu": lambda v: np.maximum(v, 0),
+    "clip": lambda v: np.clip(v, -0.5, 1.5),
+    "leaky_relu": lambda v: np.where(v < 0, 0.1 * v, v),
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "hard_swish": lambda v: v * np.clip(v / 6 + 0.5, 0, 1),
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+}
+PARAMETERS = {"clip": (-0.5, 1.5), "leaky_relu": (0.1, 0.0)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One convolution: sizes and options; its arrays follow from the seed."""
+
+    batch: int
+    height: int
+    width: int
+    group: int
+    in_per_group: int
+    out_per_group: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilations: tuple[int, int]
+    sparsity: float | None
+    fill: str
+    activation: str
+    bias: bool
+    residual: bool
+    seed: int
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        top, left, bottom, right = self.pads
+        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
+        return (
+            (self.height + top + bottom - reach[0]) // self.strides[0] + 1,
+            (self.width + left + right - reach[1]) // self.strides[1] + 1,
+        )
+
+    def arrays(self):
+        """x, weights, bias, mask, residual."""
+        rng = np.random.default_rng(self.seed)
+
+        def normal(*shape):
+            return rng.standard_normal(shape).astype(np.float32)
+
+        channels = self.group * self.in_per_group
+        outputs = self.group * self.out_per_group
+        plane = self.out_size
+        mask = None
+        if self.sparsity is not None:
+            mask = rng.random(plane) >= self.sparsity
+            if self.fill == "nearest" and not mask.any():
+                mask.flat[rng.integers(mask.size)] = True
+        return (
+            normal(self.batch, self.height, self.width, channels),
+            normal(outputs, self.in_per_group, *self.kernel),
+            normal(outputs) if self.bias else None,
+            mask,
+            normal(self.batch, *plane, outputs) if self.residual else None,
+        )
+
+
+def nearest(mask: np.ndarray) -> np.ndarray:
+    """Source map of fill "nearest": a search through all computed positions."""
+    computed = [(y, x) for y, x in itertools.product(*map(range, mask.shape)) if mask[y, x]]
+    source = np.empty(mask.shape, np.int32)
+    for y, x in itertools.product(*map(range, mask.shape)):
+        # min keeps the first of equals, and the positions come in row-major order.
+        v, u = min(computed, key=lambda p: (p[0] - y) ** 2 + (p[1] - x) ** 2)
+        source[y, x] = v * mask.shape[1] + u
+    return source
+
+
+def source_of(mask: np.ndarray | None, fill: str) -> np.ndarray | None:
+    if mask is None:
+        return None
+    if fill == "nearest":
+        return nearest(mask)
+    return np.where(mask, np.arange(mask.size).reshape(mask.shape), -1).astype(np.int32)
+
+
+def im2col(x: np.ndarray, problem: Problem) -> np.ndarray:
+    """[N, P, kh * kw, C] float64."""
+    top, left, bottom, right = problem.pads
+    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    (out_height, out_width), (sh, sw), (dh, dw) = (
+        problem.out_size,
+        problem.strides,
+        problem.dilations,
+    )
+    taps = [
+        padded[:, i * dh :: sh, j * dw :: sw][:, :out_height, :out_width]
+        for i, j in itertools.product(*map(range, problem.kernel))
+    ]
+    return np.stack(taps, 3).reshape(x.shape[0], out_height * out_width, len(taps), x.shape[3])
+
+
+def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The output in float64, and a bound on the error of computing it in float32."""
+    x, weights, bias, mask, residual = problem.arrays()
+    columns = im2col(x, problem)
+    if mask is not None:
+        columns[:, ~mask.ravel()] = 0
+    outputs = weights.shape[0]
+    shape = (problem.batch, *problem.out_size, outputs)
+    w = weights.astype(np.float64).reshape(
+        problem.group, problem.out_per_group, problem.in_per_group, -1
+    )
+    columns = columns.reshape(*columns.shape[:3], problem.group, problem.in_per_group)
+
+    def linear(columns, w):
+        return np.einsum("nptgc,goct->npgo", columns, w).reshape(problem.batch, -1, outputs)
+
+    value, size = linear(columns, w), linear(abs(columns), abs(w))
+    if mask is not None and problem.fill == "nearest":
+        source = nearest(mask).ravel()
+        value, size = value[:, source], size[:, source]
+    value, size = value.reshape(shape), size.reshape(shape)
+    for term in (bias, residual):
+        if term is not None:
+            value, size = value + term, size + abs(term)
+    # Each of the K + 2 roundings is at most one unit of 2^-24 of the running size; no activation
+    # is steeper than 1.5, and their exponentials may be off by some units of the result.
+    roundings = problem.in_per_group * math.prod(problem.kernel) + 4
+    bound = 1.5 * roundings * 2.0**-24 * size + 1e-6 * (1 + abs(value))
+    return ACTIVATIONS[problem.activation](value), bound
+
+
+def create(problem: Problem, isa: str, source: np.ndarray | None) -> native.Conv:
+    _, weights, bias, _, _ = problem.arrays()
+    a, b = PARAMETERS.get(problem.activation, (0.0, 0.0))
+    return native.Conv(
+        weights,
+        bias,
+        source=source,
+        group=problem.group,
+        strides=problem.strides,
+        pads=problem.pads,
+        dilations=problem.dilations,
+        activation=problem.activation,
+        activation_a=a,
+        activation_b=b,
+        isa=isa,
+    )
+
+
+def check(problem: Problem, isa: str, threads: int = 1) -> None:
+    x, _, _, mask, residual = problem.arrays()
+    conv = create(problem, isa, source_of(mask, problem.fill))
+    assert conv.output_size(problem.height, problem.width) == problem.out_size
+    expected, bound = reference(problem)
+    actual = conv.run(x, residual, threads=threads)
+    assert actual.shape == expected.shape
+    excess = abs(actual - expected) - bound
+    assert (excess <= 0).all(), (
+        f"{conv.kernel}: off by {abs(actual - expected).max()} "
+        f"at {np.unravel_index(np.nanargmax(excess), excess.shape)}"
+    )
+
+
+def sizes(low: int, high: int, count: int = 2):
+    return st.tuples(*[st.integers(low, high)] * count)
+
+
+@st.composite
+def problems(draw, depthwise: bool) -> Problem:
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (2, 2), (5, 5), (1, 3), (4, 2), (7, 7)]))
+    dilations = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    strides = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2), (3, 1)]))
+    pads = draw(st.one_of(st.just((0,) * 4), st.just((1,) * 4), sizes(0, 3, 4)))
+    smallest = [
+        max(1, (k - 1) * d + 1 - low - high)
+        for k, d, low, high in zip(kernel, dilations, pads[:2], pads[2:], strict=True)
+    ]
+    group, in_per_group, out_per_group = (
+        draw(st.tuples(st.integers(1, 70), st.just(1), st.sampled_from([1, 1, 1, 2, 3])))
+        if depthwise
+        else draw(
+            st.tuples(st.sampled_from([1, 1, 1, 2, 3]), st.integers(1, 24), st.integers(1, 70))
+        )
+    )
+    return Problem(
+        batch=draw(st.integers(1, 3)),
+        height=draw(st.integers(smallest[0], smallest[0] + 10)),
+        width=draw(st.integers(smallest[1], smallest[1] + 14)),
+        group=group,
+        in_per_group=in_per_group,
+        out_per_group=out_per_group,
+        kernel=kernel,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        sparsity=draw(st.sampled_from([None, 0.0, 0.1, 0.3, 0.5, 0.9, 1.0])),
+        fill=draw(st.sampled_from(["bias", "nearest"])),
+        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+        bias=draw(st.booleans()),
+        residual=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+@every_isa
+@settings(max_examples=150, deadline=None)
+@given(problem=problems(depthwise=False), threads=st.sampled_from([1, 1, 2]))
+def test_convolution(isa, problem, threads):
+    check(problem, isa, threads)
+
+
+@every_isa
+@settings(max_examples=100, deadline=None)
+@given(problem=problems(depthwise=True), threads=st.sampled_from([1, 1, 2]))
+def test_depthwise_convolution(isa, problem, threads):
+    check(problem, isa, threads)
+
+
+# The layers that networks are made of, at their real channel counts.
+@every_isa
+@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "stride", "size", "group"),
+    [
+        (3, 64, 7, 2, 64, 1),
+        (64, 64, 3, 1, 28, 1),
+        (128, 256, 3, 2, 14, 1),
+        (512, 512, 3, 1, 7, 1),
+        (96, 24, 1, 1, 28, 1),
+        (160, 960, 1, 1, 7, 1),
+        (144, 144, 3, 2, 28, 144),
+        (32, 32, 5, 1, 14, 32),
+        (64, 64, 3, 1, 14, 4),
+    ],
+)
+def test_layers_of_networks(isa, fill, channels, outputs, kernel, stride, size, group):
+    check(
+        Problem(
+            batch=1,
+            height=size,
+            width=size,
+            group=group,
+            in_per_group=channels // group,
+            out_per_group=outputs // group,
+            kernel=(kernel, kernel),
+            strides=(stride, stride),
+            pads=(kernel // 2,) * 4,
+            dilations=(1, 1),
+            sparsity=0.3,
+            fill=fill,
+            activation="relu",
+            bias=True,
+            residual=True,
+            seed=7,
+        ),
+        isa,
+        threads=2,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(plane=sizes(1, 9), sparsity=st.floats(0, 1), seed=st.integers(0, 2**16))
+def test_source_map(plane, sparsity, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(plane) >= sparsity
+    np.testing.assert_array_equal(native.source_map(mask, "bias"), source_of(mask, "bias"))
+    mask.flat[rng.integers(mask.size)] = True
+    np.testing.assert_array_equal(native.source_map(mask, "nearest"), nearest(mask))
+
+
+PLAIN = Problem(
+    batch=1,
+    height=9,
+    width=11,
+    group=1,
+    in_per_group=5,
+    out_per_group=37,
+    kernel=(3, 3),
+    strides=(1, 1),
+    pads=(1, 1, 1, 1),
+    dilations=(1, 1),
+    sparsity=0.4,
+    fill="bias",
+    activation="identity",
+    bias=True,
+    residual=False,
+    seed=3,
+)
+DEPTHWISE = Problem(**{**vars(PLAIN), "group": 37, "in_per_group": 1, "out_per_group": 1})
+both_families = pytest.mark.parametrize("problem", [PLAIN, DEPTHWISE], ids=["conv", "depthwise"])
+
+
+@every_isa
+@both_families
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 3e38])
+def test_special_values_stay_in_the_windows_that_see_them(isa, problem, special):
+    x, _, bias, mask, _ = problem.arrays()
+    x[0, 4, 5, 2] = special
+    with np.errstate(invalid="ignore", over="ignore"):
+        dense = create(problem, isa, None).run(x)
+        for fill in ("bias", "nearest"):
+            actual = create(problem, isa, source_of(mask, fill)).run(x)
+            np.testing.assert_allclose(actual[:, mask], dense[:, mask], rtol=1e-4, atol=1e-4)
+            masked = actual[0][~mask]
+            if fill == "bias":
+                np.testing.assert_array_equal(masked, np.broadcast_to(bias, masked.shape))
+            else:
+                copied = actual.reshape(-1, masked.shape[1])[nearest(mask)[~mask]]
+                np.testing.assert_array_equal(masked, copied)
+    # The dense result itself: every window that holds the value, and no other.
+    sees = np.zeros(problem.out_size, bool)
+    sees[3:6, 4:7] = True
+    channel = slice(2, 3) if problem.in_per_group == 1 else slice(None)
+    ordinary = np.abs(dense[0]) < 1e3
+    assert ordinary[~sees].all()
+    assert not ordinary[sees][:, channel].any()
+
+
+@every_isa
+@both_families
+def test_denormals_are_not_flushed(isa, problem):
+    x = np.full((1, 9, 11, problem.group * problem.in_per_group), 1e-41, np.float32)
+    weights = np.zeros_like(problem.arrays()[1])
+    weights[:, 0, 1, 1] = 1
+    y = native.Conv(weights, group=problem.group, pads=(1, 1, 1, 1), isa=isa).run(x)
+    np.testing.assert_array_equal(y, np.full(y.shape, 1e-41, np.float32))
+
+
+@every_isa
+def test_one_handle_serves_several_threads(isa):
+    x, _, _, mask, _ = PLAIN.arrays()
+    conv = create(PLAIN, isa, source_of(mask, "nearest"))
+    inputs = [x * scale for scale in range(1, 5)]
+    expected = [conv.run(value) for value in inputs]
+    wrong = []
+
+    def work(index):
+        for _ in range(50):
+            if not np.array_equal(conv.run(inputs[index]), expected[index]):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_kernels_belong_to_the_instruction_set_asked_for(isa):
+    name = create(PLAIN, isa, None).kernel
+    assert native.kernels()[name]
+    assert isa in name
+
+
+@every_isa
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_pooling_against_torch(isa, data):
+    import torch
+    from torch.nn import functional
+
+    kind = data.draw(st.sampled_from(["max", "average"]))
+    kernel = data.draw(sizes(1, 4))
+    strides = data.draw(sizes(1, 3))
+    pads = tuple(data.draw(st.integers(0, size // 2)) for size in kernel)
+    dilations = data.draw(sizes(1, 2)) if kind == "max" else (1, 1)
+    ceil_mode = data.draw(st.booleans())
+    include = data.draw(st.booleans()) if kind == "average" else False
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    height, width = (max(r, 1) + data.draw(st.integers(0, 8)) for r in reach)
+    channels, batch = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    x = rng.standard_normal((batch, height, width, channels)).astype(np.float32)
+    nchw = torch.from_numpy(x).permute(0, 3, 1, 2)
+    if kind == "max":
+        expected = functional.max_pool2d(nchw, kernel, strides, pads, dilations, ceil_mode)
+    else:
+        expected = functional.avg_pool2d(nchw, kernel, strides, pads, ceil_mode, include)
+    actual = native.pool(
+        x,
+        kind,
+        kernel,
+        strides=strides,
+        pads=(*pads, *pads),
+        dilations=dilations,
+        ceil_mode=ceil_mode,
+        count_include_pad=include,
+        isa=isa,
+        threads=data.draw(st.sampled_from([1, 2])),
+    )
+    np.testing.assert_allclose(actual, expected.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@every_isa
+def test_max_pool_of_padding_ignores_the_padding(isa):
+    x = np.full((1, 3, 3, 5), -1e30, np.float32)
+    y = native.pool(x, "max", (3, 3), pads=(2, 0, 1, 2), isa=isa)
+    np.testing.assert_array_equal(y, np.full((1, 4, 3, 5), -1e30, np.float32))
+
+
+@every_isa
+def test_max_pool_keeps_nan(isa):
+    x = np.zeros((1, 5, 5, 20), np.float32)
+    x[0, 2, 2, 7] = np.nan
+    y = native.pool(x, "max", (3, 3), isa=isa)
+    assert np.isnan(y[..., 7]).all()
+    assert not np.isnan(np.delete(y, 7, axis=3)).any()
+
+
+@every_isa
+def test_machine_measurements(isa):
+    assert 1e7 < native.measure_fma(isa, 0.02) < 1e13
+    assert 1e7 < native.measure_copy(1 << 20, 0.02) < 1e13
