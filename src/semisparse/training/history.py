@@ -1,0 +1,55 @@
+"""The curves of a run, which survive a resume."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+COLUMNS = ("epoch", "step", "train_loss", "val_loss", "val_accuracy", "sparsity")
+
+
+class History(Callback):
+    """Writes `metrics.csv`, one row an epoch, from rows that the checkpoints carry along.
+
+    Lightning's `CSVLogger` deletes the rows of the interrupted run when a resumed one starts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = trainer.callback_metrics
+        row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
+        row |= {name: float(logged.get(name, 0.0)) for name in COLUMNS[2:]}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def _write(self) -> None:
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`, one an epoch."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
