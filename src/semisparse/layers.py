@@ -7,7 +7,6 @@ references and ``state_dict`` keys stay as they are, and detaching is exact.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import check_mask, source_map
-
 
 _ATTRIBUTES = ("mask", "_source", "fill", "layer_name")
 
@@ -86,7 +84,9 @@ class MaskedConv2d(nn.Conv2d):
             self._source.copy_(source_map(self.mask, self.fill).flatten())
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, mask={_by(self.mask.shape)}, fill={self.fill}"
+        """The plain convolution's arguments, the plane and the fill."""
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, mask={_by(self.mask.shape)}, fill={self.fill}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class of a masked subclass is made at run time, so pickle cannot find it by name.
@@ -118,7 +118,8 @@ def attach(
 
     Args:
         conv: a Conv2d or a subclass of it; its class changes.
-        height, width: of its output plane.
+        height: of its output plane.
+        width: of its output plane.
         fill: ``"bias"`` or ``"nearest"``.
         name: what errors call it.
 
@@ -134,15 +135,16 @@ def attach(
                 f"{name} cannot be masked, because its class {type(conv).__name__} has an "
                 f"attribute {attribute!r} of its own; rename that."
             )
-    mask = torch.ones(height, width, dtype=torch.bool, device=conv.weight.device)
-    source = source_map(mask, fill)
-    conv.register_buffer("mask", mask)
+    mask = torch.ones(height, width, dtype=torch.bool)
+    # gather wants int64 indices.
+    source = source_map(mask, fill).flatten().long()
+    _set_class(conv, _masked_class(type(conv)))
+    layer = cast(MaskedConv2d, conv)
+    layer.fill = fill
+    layer.layer_name = name
+    layer.register_buffer("mask", mask.to(conv.weight.device))
     if fill == "nearest":
-        # gather wants int64 indices.
-        conv.register_buffer("_source", source.flatten().long(), persistent=False)
-    conv.fill = fill
-    conv.layer_name = name
-    conv.__class__ = _masked_class(type(conv))
+        layer.register_buffer("_source", source.to(conv.weight.device), persistent=False)
 
 
 def detach(conv: nn.Conv2d) -> None:
@@ -153,13 +155,13 @@ def detach(conv: nn.Conv2d) -> None:
     """
     if not isinstance(conv, MaskedConv2d):
         raise ModelError("the convolution is not masked, so there is nothing to detach.")
-    conv.__class__ = _plain_class(type(conv))
+    _set_class(conv, _plain_class(type(conv)))
     for attribute in _ATTRIBUTES:
         if hasattr(conv, attribute):
             delattr(conv, attribute)
 
 
-def masked_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+def masked_layers(model: nn.Module) -> dict[str, MaskedConv2d]:
     """The masked convolutions by name, in the order of ``named_modules``; shared ones once."""
     return {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
 
@@ -173,23 +175,30 @@ def masking_disabled(model: nn.Module) -> Iterator[None]:
     masked = [m for m in model.modules() if isinstance(m, MaskedConv2d)]
     classes = [type(layer) for layer in masked]
     for layer, cls in zip(masked, classes, strict=True):
-        layer.__class__ = _plain_class(cls)
+        _set_class(layer, _plain_class(cls))
     try:
         yield
     finally:
         for layer, cls in zip(masked, classes, strict=True):
-            layer.__class__ = cls
+            _set_class(layer, cls)
 
 
-@functools.cache
+_MASKED_CLASSES: dict[type[nn.Conv2d], type[MaskedConv2d]] = {nn.Conv2d: MaskedConv2d}
+
+
 def _masked_class(plain: type[nn.Conv2d]) -> type[MaskedConv2d]:
-    if plain is nn.Conv2d:
-        return MaskedConv2d
-    return cast(type[MaskedConv2d], type(f"Masked{plain.__name__}", (MaskedConv2d, plain), {}))
+    if plain not in _MASKED_CLASSES:
+        made = type(f"Masked{plain.__name__}", (MaskedConv2d, plain), {})
+        _MASKED_CLASSES[plain] = cast(type[MaskedConv2d], made)
+    return _MASKED_CLASSES[plain]
 
 
 def _plain_class(masked: type[MaskedConv2d]) -> type[nn.Conv2d]:
-    return nn.Conv2d if masked is MaskedConv2d else masked.__bases__[1]
+    return cast(type[nn.Conv2d], masked.__bases__[-1])
+
+
+def _set_class(conv: nn.Conv2d, cls: type[nn.Conv2d]) -> None:
+    conv.__class__ = cls
 
 
 def _blank(plain: type[nn.Conv2d]) -> MaskedConv2d:

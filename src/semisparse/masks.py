@@ -22,6 +22,8 @@ def propagate(score: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         score: float64 ``[H, W]``.
+        height: of the result.
+        width: of the result.
 
     Returns:
         float64 ``[height, width]``.

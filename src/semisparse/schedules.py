@@ -9,7 +9,8 @@ def progress_at(step: int, total_steps: int, *, begin: float, end: float) -> flo
     Args:
         step: steps taken before this one, from 0.
         total_steps: steps of the whole training.
-        begin, end: fractions of ``total_steps``; equal ones make the schedule a jump.
+        begin: where the schedule starts, as a fraction of ``total_steps``.
+        end: where it ends; equal to ``begin`` the schedule is a jump.
     """
     first, last = begin * total_steps, end * total_steps
     if step >= last:
@@ -25,6 +26,5 @@ def sparsity_at(progress: float, *, initial: float, final: float, power: float) 
     ``final + (initial - final) * (1 - progress) ** power``; exactly ``initial`` at progress 0 and
     ``final`` at 1.
     """
-    # The rounding of the weighted sum must not carry the result past either end.
-    sparsity = final + (initial - final) * (1 - progress) ** power
-    return min(max(sparsity, min(initial, final)), max(initial, final))
+    remaining: float = (1 - progress) ** power
+    return final + (initial - final) * remaining

@@ -91,4 +91,5 @@ class Selection:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         for name in vars(self):
-            setattr(self, name, state[name.lstrip("_")])
+            value = state[name.lstrip("_")]
+            setattr(self, name, value.cpu() if isinstance(value, Tensor) else value)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
@@ -19,6 +19,8 @@ from semisparse.schedules import progress_at, sparsity_at
 from semisparse.selection import Selection
 
 STATE_VERSION = 1
+# The exporter finds the configuration of a masked model under this name.
+_CONFIG_ATTRIBUTE = "semisparse_config"
 
 ExampleInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -62,7 +64,7 @@ class Sparsifier:
     ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ConfigError(f"total_steps must be a positive whole number, got {total_steps!r}.")
-        if hasattr(model, "semisparse_config"):
+        if hasattr(model, _CONFIG_ATTRIBUTE):
             raise ModelError("the model has a Sparsifier already; detach that one first.")
         convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
         if not convolutions:
@@ -93,13 +95,10 @@ class Sparsifier:
             )
         for name, rule in self._rules.items():
             attach(convolutions[name], *planes[name], rule.fill, name)
-        model.semisparse_config = config.to_json()  # type: ignore[assignment]
+        setattr(model, _CONFIG_ATTRIBUTE, config.to_json())
 
         self._model = model
-        self._layers: dict[str, MaskedConv2d] = {
-            name: convolutions[name]
-            for name in self._rules  # type: ignore[misc]
-        }
+        self._layers = {name: cast(MaskedConv2d, convolutions[name]) for name in planes}
         self.config = config
         self.total_steps = total_steps
         self._steps = 0
@@ -176,7 +175,7 @@ class Sparsifier:
         for layer in self._layers.values():
             detach(layer)
         if self._layers:
-            del self._model.semisparse_config
+            delattr(self._model, _CONFIG_ATTRIBUTE)
         self._layers = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,17 +213,23 @@ class Sparsifier:
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         expected = self.state_dict()
-        missing = [key for key in expected if key not in state]
-        missing += [k for k in expected["selection"] if k not in state.get("selection", {})]
-        if missing:
+        lacking = [key for key in expected if key not in state]
+        if not lacking:
+            lacking = [key for key in expected["selection"] if key not in state["selection"]]
+        if lacking:
             raise ConfigError(
-                f"this is no state of a Sparsifier: it lacks {', '.join(missing)}; pass what "
+                f"this is no state of a Sparsifier: it lacks {', '.join(lacking)}; pass what "
                 "Sparsifier.state_dict() returned."
             )
-        theirs = SparsityConfig.from_json(state["config"]).to_dict()
-        ours = self.config.to_dict()
-        for key in ("version", "total_steps", "score_size"):
-            theirs[f"state {key}"], ours[f"state {key}"] = state[key], expected[key]
+        if state["version"] != STATE_VERSION:
+            raise ConfigError(
+                f"the state has version {state['version']!r}, but this semisparse reads version "
+                f"{STATE_VERSION}; read it with the release that wrote it."
+            )
+        theirs, ours = SparsityConfig.from_json(state["config"]).to_dict(), self.config.to_dict()
+        for key in ("total_steps", "score_size"):
+            theirs[key], ours[key] = state[key], expected[key]
+        # Compared as JSON because the order of a mapping's rules matters.
         differences = [
             f"{key} is {theirs[key]!r} there and {ours[key]!r} here"
             for key in ours
@@ -272,8 +277,12 @@ def _arguments(example: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _input_size(inputs: Iterable[Any]) -> tuple[int, int]:
     for value in inputs:
         if isinstance(value, Tensor) and value.dim() in (3, 4):
-            return value.shape[-2], value.shape[-1]
+            return _plane(value)
     raise ModelError("the example input holds no tensor [N, C, H, W]; pass one as the model takes.")
+
+
+def _plane(tensor: Tensor) -> tuple[int, int]:
+    return tensor.shape[-2], tensor.shape[-1]
 
 
 def _output_sizes(
@@ -286,7 +295,7 @@ def _output_sizes(
     sizes: dict[str, set[tuple[int, int]]] = {name: set() for name in convolutions}
 
     def recorder(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, _inputs, output: sizes[name].add(tuple(output.shape[-2:]))
+        return lambda _module, _inputs, output: sizes[name].add(_plane(output))
 
     hooks = [c.register_forward_hook(recorder(name)) for name, c in convolutions.items()]
     training = {module: module.training for module in model.modules()}
@@ -324,10 +333,15 @@ def _check_masks(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> No
 
 
 def _mean_over_ranks(loss: Tensor | float, mask: Tensor) -> float:
-    distributed = torch.distributed
+    value = torch.as_tensor(loss).detach()
+    if value.numel() != 1:
+        raise ConfigError(
+            f"observe() takes one loss, got a tensor of shape {list(value.shape)}; reduce it, for "
+            "example with loss.mean()."
+        )
     if not (distributed.is_available() and distributed.is_initialized()):
-        return float(loss)
-    # NCCL reduces on the model's device only.
-    total = torch.as_tensor(loss, dtype=torch.float64, device=mask.device).detach().clone()
+        return float(value)
+    # A copy, because the reduction is in place; there, because NCCL reduces on its devices only.
+    total = value.to(mask.device, torch.float64, copy=True)
     distributed.all_reduce(total)
     return float(total) / distributed.get_world_size()

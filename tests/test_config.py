@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semisparse.config import SparsityConfig
+from semisparse.errors import ConfigError
+
+rules = st.dictionaries(st.text(min_size=1, max_size=8), st.floats(0, 0.99), max_size=4)
+configs = st.floats(0.01, 0.99).flatmap(
+    lambda sparsity: st.builds(
+        SparsityConfig,
+        sparsity=st.just(sparsity),
+        skip=st.lists(st.text(min_size=1), max_size=3),
+        per_layer=rules,
+        fill=st.sampled_from(["bias", "nearest"]),
+        per_layer_fill=st.dictionaries(st.text(min_size=1), st.just("bias"), max_size=3),
+        initial=st.floats(0, sparsity),
+        begin=st.floats(0, 0.5),
+        end=st.floats(0.5, 1),
+        power=st.floats(0.1, 9),
+        frequency=st.integers(1, 1000),
+        selection=st.sampled_from(["best_loss", "last", "first"]),
+        seed=st.integers(0, 2**63 - 1),
+    )
+)
+
+
+@given(configs)
+def test_json_round_trip_is_exact(config: SparsityConfig) -> None:
+    again = SparsityConfig.from_json(config.to_json())
+    assert again == config
+    assert hash(again) == hash(config)
+    assert list(again.per_layer.items()) == list(config.per_layer.items())
+    assert SparsityConfig.from_dict(config.to_dict()) == config
+
+
+def test_json_form_is_versioned_and_plain() -> None:
+    values = json.loads(SparsityConfig(sparsity=0.2, skip=["1x1"]).to_json())
+    assert values["version"] == 1
+    assert values["skip"] == ["1x1"]
+    assert values["fill"] == "nearest"
+
+
+def test_sequences_and_numbers_are_normalised() -> None:
+    given_rules = {"a": 0}
+    config = SparsityConfig(sparsity=Fraction(1, 4), skip=["1x1"], per_layer=given_rules)
+    given_rules["b"] = 1
+    assert config == SparsityConfig(sparsity=0.25, skip=("1x1",), per_layer={"a": 0.0})
+
+
+def test_order_of_rules_is_part_of_the_value() -> None:
+    one = SparsityConfig(sparsity=0.2, per_layer={"a*": 0.1, "*b": 0.3})
+    other = SparsityConfig(sparsity=0.2, per_layer={"*b": 0.3, "a*": 0.1})
+    assert one != other
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        SparsityConfig(sparsity=0.2).sparsity = 0.3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sparsity": 0}, "strictly between 0 and 1"),
+        ({"sparsity": 1}, "strictly between 0 and 1"),
+        ({"sparsity": -0.1}, "strictly between"),
+        ({"sparsity": float("nan")}, "finite number"),
+        ({"sparsity": "0.2"}, "finite number"),
+        ({"sparsity": True}, "finite number"),
+        ({"sparsity": 0.2, "skip": "1x1"}, "list of rules"),
+        ({"sparsity": 0.2, "skip": [3]}, "non-empty string"),
+        ({"sparsity": 0.2, "skip": [""]}, "non-empty string"),
+        ({"sparsity": 0.2, "per_layer": {"a": 1.0}}, r"per_layer\['a'\] is 1"),
+        ({"sparsity": 0.2, "per_layer": ["a"]}, "must map"),
+        ({"sparsity": 0.2, "per_layer": {"": 0.1}}, "non-empty string"),
+        ({"sparsity": 0.2, "fill": "zero"}, "bias, nearest"),
+        ({"sparsity": 0.2, "per_layer_fill": {"a": "zero"}}, r"per_layer_fill\['a'\]"),
+        ({"sparsity": 0.2, "initial": 0.3}, "initial is 0.3"),
+        ({"sparsity": 0.2, "initial": -0.1}, "initial is -0.1"),
+        ({"sparsity": 0.2, "begin": 0.9, "end": 0.1}, "begin is 0.9 and end is 0.1"),
+        ({"sparsity": 0.2, "end": 1.1}, "end is 1.1"),
+        ({"sparsity": 0.2, "power": 0}, "power is 0"),
+        ({"sparsity": 0.2, "frequency": 0}, "frequency"),
+        ({"sparsity": 0.2, "frequency": 1.5}, "frequency"),
+        ({"sparsity": 0.2, "selection": "best"}, "best_loss, last, first"),
+        ({"sparsity": 0.2, "seed": -1}, "seed"),
+        ({"sparsity": 0.2, "seed": 2**63}, "seed"),
+    ],
+)
+def test_bad_values_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SparsityConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "must be a mapping"),
+        ('{"sparsity": 0.2}', "version None"),
+        ('{"version": 2, "sparsity": 0.2}', "version 2"),
+        ('{"version": 1}', "no entry 'sparsity'"),
+        ('{"version": 1, "sparsity": NaN}', "finite number"),
+        ('{"version": 1, "sparsity": 0.2, "sead": 1}', "did you mean 'seed'"),
+        ('{"version": 1, "sparsity": 0.2, "zzzz": 1}', "known entries: sparsity"),
+    ],
+)
+def test_bad_json_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SparsityConfig.from_json(text)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch.nn.functional import adaptive_avg_pool2d
+
+from semisparse.errors import MaskError
+from semisparse.masks import mask_from_score, propagate, source_map, sparsity_of
+
+sides = st.integers(1, 12)
+masks = hnp.arrays(bool, st.tuples(sides, sides))
+
+
+def scores(height: int, width: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).random((height, width)))
+
+
+def pooled_by_definition(score: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Plain average pooling of the score blown up to a size that both sizes divide."""
+    blown_up = np.kron(score, np.ones((height, width)))
+    blocks = blown_up.reshape(height, score.shape[0], width, score.shape[1])
+    return blocks.mean(axis=(1, 3))
+
+
+@given(sides, sides, sides, sides, st.integers(0, 99))
+def test_propagate_is_the_area_weighted_mean(h: int, w: int, oh: int, ow: int, seed: int) -> None:
+    score = scores(h, w, seed)
+    got = propagate(score, oh, ow)
+    assert got.dtype == torch.float64
+    np.testing.assert_allclose(
+        got.numpy(), pooled_by_definition(score.numpy(), oh, ow), rtol=1e-12, atol=1e-15
+    )
+
+
+def test_propagate_is_average_pooling_where_sizes_divide() -> None:
+    score = scores(224, 96, 0)
+    expected = adaptive_avg_pool2d(score[None], (56, 12))[0]
+    torch.testing.assert_close(propagate(score, 56, 12), expected, rtol=1e-12, atol=0)
+
+
+@given(sides, sides, st.integers(0, 99))
+def test_propagate_to_its_own_size_is_the_score(h: int, w: int, seed: int) -> None:
+    assert torch.equal(propagate(scores(h, w, seed), h, w), scores(h, w, seed))
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(sides, sides), elements=st.sampled_from([0.0, 0.25, 0.5])),
+    st.floats(0, 0.999),
+)
+def test_mask_takes_the_lowest_scores_and_then_the_lowest_positions(
+    score: np.ndarray, sparsity: float
+) -> None:
+    mask = mask_from_score(torch.from_numpy(score), sparsity).numpy().ravel()
+    flat = score.ravel()
+    count = min(round(sparsity * flat.size), flat.size - 1)
+    expected = sorted(range(flat.size), key=lambda p: (flat[p], p))[:count]
+    assert sorted(np.flatnonzero(~mask)) == sorted(expected)
+
+
+def test_mask_always_computes_something() -> None:
+    assert mask_from_score(scores(7, 7, 0), 0.999).sum() == 1
+    assert mask_from_score(scores(1, 1, 0), 0.9).all()
+
+
+def nearest_by_definition(mask: np.ndarray) -> np.ndarray:
+    kept = np.argwhere(mask)
+    result = np.empty(mask.shape, dtype=np.int32)
+    for y, x in np.ndindex(*mask.shape):
+        distance = ((kept - (y, x)) ** 2).sum(axis=1)
+        ky, kx = kept[distance.argmin()]  # the first of equals has the lowest index
+        result[y, x] = ky * mask.shape[1] + kx
+    return result
+
+
+@given(masks.filter(np.any))
+def test_nearest_source_is_the_nearest_and_then_the_lowest(mask: np.ndarray) -> None:
+    source = source_map(torch.from_numpy(mask), "nearest")
+    assert source.dtype == torch.int32
+    np.testing.assert_array_equal(source.numpy(), nearest_by_definition(mask))
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.95])
+def test_nearest_source_on_large_planes(sparsity: float) -> None:
+    mask = mask_from_score(scores(33, 70, 1), sparsity)
+    mask[:, 20:50] = False
+    np.testing.assert_array_equal(
+        source_map(mask, "nearest").numpy(), nearest_by_definition(mask.numpy())
+    )
+
+
+def test_nearest_source_of_one_computed_position_in_a_large_plane() -> None:
+    mask = torch.zeros(640, 640, dtype=torch.bool)
+    mask[639, 3] = True
+    assert (source_map(mask, "nearest") == 639 * 640 + 3).all()
+
+
+@given(masks)
+def test_bias_source_is_minus_one_where_masked(mask: np.ndarray) -> None:
+    source = source_map(torch.from_numpy(mask), "bias").numpy()
+    index = np.arange(mask.size).reshape(mask.shape)
+    np.testing.assert_array_equal(source, np.where(mask, index, -1))
+
+
+@given(masks)
+def test_sparsity_is_the_masked_fraction(mask: np.ndarray) -> None:
+    assert sparsity_of(torch.from_numpy(mask)) == pytest.approx((~mask).mean())
+
+
+ones = torch.ones(2, 3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: propagate(torch.rand(4, 4), 2, 2), "float64"),
+        (lambda: propagate(torch.rand(4, dtype=torch.float64), 2, 2), r"\[4\]"),
+        (lambda: propagate(torch.rand(4, 4, dtype=torch.float64), 0, 2), "0x2"),
+        (lambda: mask_from_score(torch.rand(4), 0.5), r"\[4\]"),
+        (lambda: mask_from_score(torch.rand(4, 4), 1.0), "sparsity is 1.0"),
+        (lambda: mask_from_score(torch.full((2, 2), float("nan")), 0.5), "NaN"),
+        (lambda: source_map(ones.int(), "bias"), "int32"),
+        (lambda: source_map(ones[0], "bias"), r"\[3\]"),
+        (lambda: source_map(ones, "mean"), "'mean'"),
+        (lambda: source_map(~ones, "nearest"), "no computed position"),
+        (lambda: sparsity_of(ones[:0]), r"\[0, 3\]"),
+    ],
+)
+def test_bad_input_is_refused(call: object, message: str) -> None:
+    with pytest.raises(MaskError, match=message):
+        call()  # type: ignore[operator]
