@@ -18,14 +18,20 @@ _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
 }
 
 
 def random_feeds(session: onnxruntime.InferenceSession, seed: int) -> Feeds:
-    """Standard normal values for every input of a session; a dynamic batch is 1.
+    """Random values for every input of a session; a dynamic batch is 1.
+
+    Floating-point values are standard normal, integers and booleans 0 or 1, so that they are valid
+    as indices into anything.
 
     Raises:
-        DataError: an input is not floating point, or has a dynamic size that is not its batch.
+        DataError: an input is of another type, or has a dynamic size that is not its batch.
     """
     generator = np.random.default_rng(seed)
     feeds = {}
@@ -37,7 +43,10 @@ def random_feeds(session: onnxruntime.InferenceSession, seed: int) -> Feeds:
                 f"Input {node.name!r} is {node.type} of shape {node.shape}, for which no random "
                 "values can be drawn; give the input in a file."
             )
-        feeds[node.name] = generator.standard_normal(sizes).astype(_DTYPES[node.type])
+        dtype = _DTYPES[node.type]
+        normal = np.issubdtype(dtype, np.floating)
+        drawn = generator.standard_normal(sizes) if normal else generator.integers(2, size=sizes)
+        feeds[node.name] = drawn.astype(dtype)
     return feeds
 
 
@@ -47,14 +56,14 @@ def load_feeds(session: onnxruntime.InferenceSession, path: Path) -> Feeds:
     Raises:
         DataError: the file is unreadable, or its arrays are not what the session wants.
     """
+    nodes = session.get_inputs()
     try:
         loaded = np.load(path, allow_pickle=False)
+        feeds = {nodes[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read as a NumPy array ({error}); give a .npy or .npz file."
         ) from error
-    nodes = session.get_inputs()
-    feeds = {nodes[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     if set(feeds) != {node.name for node in nodes}:
         raise DataError(
             f"{path} holds {', '.join(feeds) or 'nothing'}, "

@@ -9,7 +9,9 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import semisparse
+from semisparse.cli.check import check
 from semisparse.cli.doctor import doctor
+from semisparse.cli.export import export
 from semisparse.cli.run import run
 from semisparse.errors import SemisparseError
 
@@ -26,8 +28,14 @@ class _Commands(TyperGroup):
         except SemisparseError as error:
             if ctx.params["debug"]:
                 raise
-            Console(stderr=True).print(
-                f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+            _print_error(str(error))
+            raise typer.Exit(1) from error
+        except ModuleNotFoundError as error:
+            if ctx.params["debug"] or (error.name or "").startswith("semisparse"):
+                raise
+            _print_error(
+                f"this command needs {error.name}, which is not installed; "
+                "run: pip install 'semisparse[train]'"
             )
             raise typer.Exit(1) from error
 
@@ -38,6 +46,12 @@ app = typer.Typer(
     # Tracebacks only reach the user through --debug or a defect; both want Python's own.
     pretty_exceptions_enable=False,
 )
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True).print(
+        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _print_version(wanted: bool) -> None:
@@ -66,5 +80,5 @@ def semisparse_command(
     """
 
 
-for command in (run, doctor):
+for command in (export, run, check, doctor):
     app.command()(command)

@@ -1,0 +1,118 @@
+"""`semisparse export`: the model of a run, or one by name with random masks, as an .onnx file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from semisparse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def export(
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a finished `semisparse train`.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="torchvision/NAME, timm/NAME, semisparse/resnet8, or module.path:factory."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("model.onnx"),
+    header: Annotated[
+        Path | None, typer.Option(help="Also write the masks as a C header here.")
+    ] = None,
+    sparsity: Annotated[
+        float, typer.Option(help="With --model: fraction of positions to mask.")
+    ] = 0.0,
+    fill: Annotated[
+        str, typer.Option(help="With --model: what masked positions hold, nearest or bias.")
+    ] = "nearest",
+    skip: Annotated[
+        list[str] | None, typer.Option(help="With --model: layers to leave dense; repeatable.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="With --model: a state dict, or DEFAULT; else random.")
+    ] = None,
+    num_classes: Annotated[int, typer.Option(min=1, help="With --model.")] = 1000,
+    image_size: Annotated[int, typer.Option(min=1, help="With --model.")] = 224,
+    seed: Annotated[int, typer.Option(min=0, help="With --model: of weights and masks.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Export the model of a training run, or a model by name with randomly drawn masks.
+
+    The second is for timing: masks that no training has seen cost accuracy.
+
+    \b
+    Examples:
+      semisparse export --run runs/digits --out digits.onnx --header digits.h
+      semisparse export --model torchvision/resnet18 --sparsity 0.2 --out resnet18.onnx
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from semisparse.export import export_header, export_onnx
+
+    if (run is None) == (model is None):
+        raise ConfigError("Give either --run, a training run, or --model, a name.")
+    if run is not None:
+        from semisparse.training.run import load_run
+
+        network, example, _ = load_run(run)
+    else:
+        assert model is not None
+        network, example = _masked(
+            model, num_classes, weights, image_size, sparsity, fill, skip or [], seed
+        )
+    report = export_onnx(network, example, out)
+    if header is not None:
+        export_header(network, header)
+
+    if as_json:
+        figures = {**dataclasses.asdict(report), "path": str(report.path)}
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    table = Table("layer", "operator", "output plane", "sparsity")
+    for layer in report.layers:
+        table.add_row(
+            layer.name, layer.op, f"{layer.height}x{layer.width}", f"{layer.sparsity:.3f}"
+        )
+    console = Console()
+    console.print(table)
+    errors = ", ".join(f"{kind} {error:.1e}" for kind, error in report.errors.items())
+    console.print(
+        f"{report.path}: {report.size / 1e6:.1f} MB; norm-relative error against torch: {errors}"
+    )
+
+
+def _masked(
+    name: str,
+    num_classes: int,
+    weights: str | None,
+    image_size: int,
+    sparsity: float,
+    fill: str,
+    skip: list[str],
+    seed: int,
+) -> tuple[nn.Module, Tensor]:
+    """A model by name in evaluation mode, with masks drawn at the given sparsity."""
+    import torch
+
+    from semisparse.config import SparsityConfig
+    from semisparse.sparsifier import Sparsifier
+    from semisparse.training.models import create
+
+    torch.manual_seed(seed)
+    model = create(name, num_classes, weights).eval()
+    example = torch.randn(1, 3, image_size, image_size)
+    if sparsity != 0:
+        config = SparsityConfig(sparsity=sparsity, fill=fill, skip=tuple(skip), seed=seed)
+        Sparsifier(model, example, config, total_steps=1).freeze()
+    return model, example
