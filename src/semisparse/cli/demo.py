@@ -1,0 +1,302 @@
+"""`semisparse demo`: the whole way on real data, from training to measured speedups.
+
+    runs/demo/
+        training/SPARSITY-KEY/  one run of `semisparse train` each, dense and sparse
+        exports/                ResNet18 as timed
+        latency-KEY.json        the figures of the timing
+        report.html
+
+Every part is kept under a key of the settings that it depends on, so a second demo does only what
+is missing, and changed settings never find the parts of others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import semisparse
+from semisparse.config import SparsityConfig
+from semisparse.errors import ConfigError, ExportError, LibraryError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from semisparse.report import Report
+    from semisparse.training.run import RunResult
+    from semisparse.training.settings import TrainSettings
+
+_SPARSITIES = (0.0, 0.1, 0.2, 0.3)
+_FILL = "nearest"
+_TIMED_MODEL = "torchvision/resnet18"
+# Library and portable body differ by the order of float32 sums, which is a few 1e-7.
+_TOLERANCE = 1e-5
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder that keeps everything.")] = Path("runs/demo"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train, export and time again what is there already.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each training run.")] = 12,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the timing; all cores if not given.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate.")] = 20,
+    image_size: Annotated[
+        int, typer.Option(min=32, help="Height and width that ResNet18 is timed at.")
+    ] = 224,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Train on handwritten digits at four sparsities, export, and time ResNet18 at the same ones.
+
+    \b
+    Examples:
+      semisparse demo
+      semisparse demo --threads 1 --fresh
+      semisparse demo --epochs 3 --out runs/quick --json
+    """
+    from rich.console import Console
+
+    from semisparse.report import render, table
+    from semisparse.training.progress import bars
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error}); give another folder.") from error
+    threads = threads or len(os.sched_getaffinity(0))
+    console = Console(stderr=True)
+    with bars(console) as progress:
+        networks = [
+            _train(_recipe(sparsity, epochs), out / "training", fresh, progress)
+            for sparsity in _SPARSITIES
+        ]
+        latency = _time(out, threads, rounds, image_size, fresh, progress)
+    report = _report(networks, latency, epochs, image_size)
+    path = out / "report.html"
+    render(report, path)
+    if as_json:
+        figures = {
+            "rows": [{**asdict(row), "limit": row.limit} for row in report.rows],
+            "facts": dict(report.facts),
+            "report": str(path),
+        }
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        Console().print(table(report.rows))
+        Console().print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A trained network: its run, and its test accuracy in ONNX Runtime.
+
+    accuracy is with the library, portable_accuracy without, difference the norm-relative
+    difference of their logits.
+    """
+
+    sparsity: float
+    folder: Path
+    result: RunResult
+    accuracy: float
+    portable_accuracy: float
+    difference: float
+
+
+def _recipe(sparsity: float, epochs: int) -> TrainSettings:
+    from semisparse.training.settings import TrainSettings
+
+    # All convolutions are masked, as in the network that is timed, so that accuracy and speedup of
+    # a row mean the same sparsity.
+    return TrainSettings(
+        model="semisparse/resnet8",
+        data="digits",
+        sparsity=SparsityConfig(sparsity, fill=_FILL) if sparsity else None,
+        epochs=epochs,
+    )
+
+
+def _train(recipe: TrainSettings, folder: Path, fresh: bool, progress: Progress) -> _Network:
+    from semisparse.training import run
+
+    sparsity = recipe.sparsity.sparsity if recipe.sparsity else 0.0
+    name = f"sparsity-{sparsity:.1f}" if sparsity else "dense"
+    out = folder / f"{name}-{_key(recipe.to_dict())}"
+    if fresh and out.exists():
+        shutil.rmtree(out)
+    started = (out / "config.json").is_file()
+    result = run.train(recipe, out, resume=started, progress=progress)
+    return _evaluate(recipe, sparsity, out, result)
+
+
+def _evaluate(recipe: TrainSettings, sparsity: float, folder: Path, result: RunResult) -> _Network:
+    import numpy as np
+
+    from semisparse.runtime import InferenceSession
+    from semisparse.training import data
+
+    test = data.load(recipe.data, image_size=recipe.image_size).test
+    images, labels = zip(*(test[index] for index in range(len(test))), strict=True)
+    batch, truth = np.stack([image.numpy() for image in images]), np.array(labels)
+    path = folder / "model.onnx"
+
+    def logits(library: bool) -> Any:
+        session = InferenceSession(path, library=library)
+        return session.run(None, {session.get_inputs()[0].name: batch})[0]
+
+    ours, portable = logits(library=True), logits(library=False)
+    difference = float(np.linalg.norm(ours - portable) / np.linalg.norm(portable))
+    if not difference <= _TOLERANCE:
+        raise ExportError(
+            f"{path} differs by {difference:.1e} (norm-relative) with and without the library, "
+            f"more than {_TOLERANCE:.0e}; run semisparse check on it."
+        )
+    return _Network(
+        sparsity=sparsity,
+        folder=folder,
+        result=result,
+        accuracy=float((ours.argmax(1) == truth).mean()),
+        portable_accuracy=float((portable.argmax(1) == truth).mean()),
+        difference=difference,
+    )
+
+
+def _time(
+    out: Path, threads: int, rounds: int, image_size: int, fresh: bool, progress: Progress
+) -> dict[str, Any]:
+    """Figures of the timing, measured here or found in `out`.
+
+    `rows` in the order stock ONNX Runtime, then ours by sparsity: `sparsity`, and quartiles of
+    `latency_ms` and of `speedup` over the first; `machine` as `bench.machine.describe`.
+    """
+    from semisparse.bench import compare, machine, models
+    from semisparse.bench.files import writing
+    from semisparse.bench.peers import PEERS
+    from semisparse.runtime import library_path
+
+    if fresh:
+        shutil.rmtree(out / "exports", ignore_errors=True)
+    description = machine.describe()
+    settings = {
+        "model": _TIMED_MODEL,
+        "image_size": image_size,
+        "sparsities": _SPARSITIES,
+        "fill": _FILL,
+        "threads": threads,
+        "rounds": rounds,
+        "machine": description,
+        "library": hashlib.sha256(library_path().read_bytes()).hexdigest(),
+    }
+    path = out / f"latency-{_key(settings)}.json"
+    if path.is_file() and not fresh:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    task = progress.add_task("ResNet18", total=None, note="")
+    model = models.prepare(
+        _TIMED_MODEL,
+        out / "exports",
+        sparsities=_SPARSITIES,
+        fills=(_FILL,),
+        image_size=image_size,
+        progress=lambda what: progress.update(task, note=what),
+    )
+    progress.update(task, note="timing, interleaved")
+    stock = PEERS["onnxruntime"]
+    run = compare.compare(
+        model,
+        [stock],
+        threads,
+        rounds=rounds,
+        warmup=3,
+        progress=lambda done, total: progress.update(task, completed=done, total=total),
+    )
+    if stock.name in run.missing:
+        raise LibraryError(f"Stock ONNX Runtime was not timed: {run.missing[stock.name]}.")
+    figures = {
+        "rows": [
+            {
+                "sparsity": row.sparsity or 0.0,
+                "latency_ms": [1e3 * value for value in asdict(row.latency).values()],
+                "speedup": list(asdict(row.speedup[stock.name]).values()),
+            }
+            for row in run.rows
+        ],
+        "settings": settings,
+    }
+    with writing(path) as draft:
+        draft.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def _report(
+    networks: list[_Network], figures: Mapping[str, Any], epochs: int, image_size: int
+) -> Report:
+    from semisparse import report
+    from semisparse.layers import masked_layers
+    from semisparse.training import history
+    from semisparse.training.run import load_run
+
+    by_sparsity = {network.sparsity: network for network in networks}
+    rows = []
+    for index, entry in enumerate(figures["rows"]):
+        network = by_sparsity[entry["sparsity"]]
+        low, latency, high = entry["latency_ms"]
+        slow, speedup, fast = entry["speedup"]
+        rows.append(
+            report.Row(
+                engine="semisparse" if index else "ONNX Runtime",
+                sparsity=entry["sparsity"],
+                accuracy=network.accuracy if index else network.portable_accuracy,
+                latency=latency,
+                latency_quartiles=(low, high),
+                speedup=speedup,
+                speedup_quartiles=(slow, fast),
+            )
+        )
+    curves, masks = [], []
+    for network in networks:
+        epochs_logged = history.read(network.folder / "metrics.csv")
+        curves.append(
+            report.Curve(
+                network.sparsity,
+                [row["train_loss"] for row in epochs_logged],
+                [row["val_accuracy"] for row in epochs_logged],
+                [row["sparsity"] for row in epochs_logged],
+            )
+        )
+        if network.sparsity:
+            layers = masked_layers(load_run(network.folder)[0])
+            masks.append(
+                report.MaskSet(
+                    network.sparsity, {name: m.mask.numpy() for name, m in layers.items()}
+                )
+            )
+    settings = figures["settings"]
+    machine = settings["machine"]
+    facts = {
+        "accuracy": f"ResNet8 on scikit-learn's digits at 32x32, {epochs} epochs, one seed, "
+        f"every convolution masked, fill {_FILL}; exported and run in ONNX Runtime with the library",
+        "parity": f"with and without the library the logits of the test images differ by at most "
+        f"{max(network.difference for network in networks):.1e} (norm-relative)",
+        "latency": f"ResNet18 at {image_size}x{image_size}, random weights, batch 1, float32, "
+        f"{settings['threads']} threads, {settings['rounds']} interleaved rounds, medians",
+        "speedup": "median of the ratios within a round, so that drift of the machine cancels",
+        "CPU": f"{machine['cpu']}, {machine['cores']} cores, instruction set {machine['isa']}",
+        "versions": ", ".join(f"{name} {value}" for name, value in machine["versions"].items()),
+    }
+    return report.Report(rows, curves, masks, facts)
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    text = json.dumps({"semisparse": semisparse.__version__, **settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,32 @@
+"""The HTML page: one file that refers to nothing outside itself."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from semisparse.report import charts, table
+from semisparse.report.results import Report
+
+
+def render(report: Report, path: Path) -> None:
+    """Write the report to `path`, whole or not at all."""
+    source = resources.files(__package__).joinpath("page.html.j2").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(source).render(
+        columns=table.COLUMNS,
+        rows=[table.cells(row) for row in report.rows],
+        tradeoff=charts.tradeoff(report.rows),
+        curves=charts.training_curves(report.curves),
+        masks=[
+            (f"{entry.sparsity:.1f}", [(n, charts.mask_picture(m)) for n, m in entry.masks.items()])
+            for entry in report.masks
+        ],
+        facts=report.facts,
+    )
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(html)
+    os.replace(partial, path)
