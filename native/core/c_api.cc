@@ -1,0 +1,173 @@
+// semisparse.h over the core: exceptions stop here.
+#include <new>
+#include <string>
+
+#include "core/conv.h"
+#include "core/error.h"
+#include "core/measure.h"
+#include "core/pool.h"
+#include "core/select.h"
+#include "core/source_map.h"
+#include "semisparse.h"
+
+struct semisparse_conv {
+  semisparse::Conv conv;
+};
+
+namespace {
+
+using semisparse::Error;
+
+thread_local std::string last_error;
+
+template <typename F>
+semisparse_status guard(const F& f) {
+  try {
+    f();
+    return SEMISPARSE_OK;
+  } catch (const Error& error) {
+    last_error = error.what();
+    return error.status();
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory; use a smaller batch or plane";
+    return SEMISPARSE_OUT_OF_MEMORY;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return SEMISPARSE_INTERNAL;
+  }
+}
+
+void need(const void* pointer, const char* what) {
+  if (pointer == nullptr) semisparse::invalid(std::string(what) + " is NULL; it must point to valid memory");
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* semisparse_version(void) { return SEMISPARSE_VERSION; }
+int semisparse_abi_version(void) { return SEMISPARSE_ABI_VERSION; }
+const char* semisparse_last_error(void) { return last_error.c_str(); }
+
+const char* semisparse_isa_name(size_t index, int* usable) {
+  const semisparse::IsaInfo* info = semisparse::built_isa(index);
+  if (info == nullptr) return nullptr;
+  if (usable != nullptr) *usable = info->usable ? 1 : 0;
+  return info->name;
+}
+
+const char* semisparse_isa(void) {
+  const char* name = nullptr;
+  guard([&] { name = semisparse::selected_isa().name; });
+  return name;
+}
+
+const char* semisparse_kernel_name(size_t index, int* usable) {
+  const semisparse::KernelInfo* kernel = semisparse::built_kernel(index);
+  if (kernel == nullptr) return nullptr;
+  for (size_t i = 0; usable != nullptr; ++i) {
+    const semisparse::IsaInfo* info = semisparse::built_isa(i);
+    if (info == nullptr) break;
+    if (info->isa == kernel->isa) *usable = info->usable ? 1 : 0;
+  }
+  return kernel->name;
+}
+
+semisparse_status semisparse_source_map(const uint8_t* mask, int64_t height, int64_t width,
+                                        semisparse_fill fill, int32_t* source) {
+  return guard([&] {
+    need(mask, "mask");
+    need(source, "source");
+    if (fill != SEMISPARSE_FILL_BIAS && fill != SEMISPARSE_FILL_NEAREST) {
+      semisparse::invalid("fill " + std::to_string(static_cast<int>(fill)) +
+                          " is unknown; it must be one of semisparse_fill");
+    }
+    semisparse::source_map(mask, height, width, fill, source);
+  });
+}
+
+semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc, const float* weights,
+                                         const float* bias, const int32_t* source,
+                                         int64_t height, int64_t width, const char* isa,
+                                         semisparse_conv** conv) {
+  return guard([&] {
+    need(desc, "desc");
+    need(weights, "weights");
+    need(conv, "conv");
+    const semisparse::IsaInfo& info = semisparse::find_isa(isa);
+    *conv = new semisparse_conv{{*desc, weights, bias, source, height, width, info}};
+  });
+}
+
+void semisparse_conv_destroy(semisparse_conv* conv) { delete conv; }
+
+const char* semisparse_conv_kernel(const semisparse_conv* conv) {
+  return conv == nullptr ? nullptr : conv->conv.kernel_name();
+}
+
+semisparse_status semisparse_conv_output_size(const semisparse_conv* conv, int64_t height,
+                                              int64_t width, int64_t* out_height,
+                                              int64_t* out_width) {
+  return guard([&] {
+    need(conv, "conv");
+    need(out_height, "out_height");
+    need(out_width, "out_width");
+    const semisparse::Conv::Plane plane = conv->conv.output_plane(height, width);
+    *out_height = plane.height;
+    *out_width = plane.width;
+  });
+}
+
+semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x, int64_t batch,
+                                      int64_t height, int64_t width, const float* residual,
+                                      float* y, semisparse_parallel_for parallel_for, void* ctx) {
+  return guard([&] {
+    need(conv, "conv");
+    need(x, "x");
+    need(y, "y");
+    conv->conv.run(x, batch, height, width, residual, y,
+                   semisparse::Parallel(parallel_for, ctx));
+  });
+}
+
+semisparse_status semisparse_pool_output_size(const semisparse_pool_desc* desc, int64_t height,
+                                              int64_t width, int64_t* out_height,
+                                              int64_t* out_width) {
+  return guard([&] {
+    need(desc, "desc");
+    need(out_height, "out_height");
+    need(out_width, "out_width");
+    semisparse::pool_output_size(*desc, height, width, out_height, out_width);
+  });
+}
+
+semisparse_status semisparse_pool_run(const semisparse_pool_desc* desc, const float* x,
+                                      int64_t batch, int64_t height, int64_t width,
+                                      int64_t channels, float* y, const char* isa,
+                                      semisparse_parallel_for parallel_for, void* ctx) {
+  return guard([&] {
+    need(desc, "desc");
+    need(x, "x");
+    need(y, "y");
+    semisparse::run_pool(*desc, x, batch, height, width, channels, y, semisparse::find_isa(isa),
+                     semisparse::Parallel(parallel_for, ctx));
+  });
+}
+
+semisparse_status semisparse_measure_fma(const char* isa, double seconds,
+                                         double* flops_per_second) {
+  return guard([&] {
+    need(flops_per_second, "flops_per_second");
+    *flops_per_second = semisparse::measure_fma(semisparse::find_isa(isa), seconds);
+  });
+}
+
+semisparse_status semisparse_measure_copy(size_t bytes, double seconds,
+                                          double* bytes_per_second) {
+  return guard([&] {
+    need(bytes_per_second, "bytes_per_second");
+    *bytes_per_second = semisparse::measure_copy(bytes, seconds);
+  });
+}
+
+}  // extern "C"

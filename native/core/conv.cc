@@ -1,0 +1,621 @@
+#include "core/conv.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "core/error.h"
+
+namespace semisparse {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Work of one task, in floating-point operations: some tens of microseconds, so that handing it out
+// (about one) costs little and the last task of a layer leaves the others idle only briefly.
+constexpr size_t kTaskFlops = size_t{4} << 20;
+constexpr size_t kSmallestTaskFlops = size_t{256} << 10;
+constexpr size_t kTasksWanted = 8;
+// With fewer input channels than this the taps are too short for the kernel's inner loop, and the
+// input is small enough to be copied into a padded plane where a filter row is one long tap.
+constexpr int64_t kShortTap = 16;
+constexpr size_t kWidestPanel = 64;
+
+size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+// Row pointers and destinations of one tile, on the stack where they fit.
+template <typename T, size_t kInline>
+class SmallArray {
+ public:
+  explicit SmallArray(size_t n) {
+    if (n > kInline) {
+      heap_.resize(n);
+      data_ = heap_.data();
+    }
+  }
+  T* data() { return data_; }
+
+ private:
+  std::array<T, kInline> inline_;
+  std::vector<T> heap_;
+  T* data_ = inline_.data();
+};
+
+std::string plane_text(int64_t height, int64_t width) {
+  return std::to_string(height) + " x " + std::to_string(width);
+}
+
+void check_range(const char* what, int64_t value, int64_t lowest) {
+  // Past 2^24 no product of three sizes is safe in 64 bits, and no layer is that large.
+  if (value < lowest || value > (int64_t{1} << 24)) {
+    invalid(std::string("a convolution with ") + what + " " + std::to_string(value) +
+            " is not possible; it must be between " + std::to_string(lowest) + " and 2^24");
+  }
+}
+
+void check(const semisparse_conv_desc& d) {
+  check_range("in_channels", d.in_channels, 1);
+  check_range("out_channels", d.out_channels, 1);
+  check_range("group", d.group, 1);
+  for (int i = 0; i < 2; ++i) {
+    check_range("kernel", d.kernel[i], 1);
+    check_range("strides", d.strides[i], 1);
+    check_range("dilations", d.dilations[i], 1);
+  }
+  for (const int64_t pad : d.pads) check_range("pads", pad, 0);
+  if (d.in_channels % d.group != 0 || d.out_channels % d.group != 0) {
+    invalid("group " + std::to_string(d.group) + " does not divide " +
+            std::to_string(d.in_channels) + " input and " + std::to_string(d.out_channels) +
+            " output channels");
+  }
+  if (d.activation < SEMISPARSE_IDENTITY || d.activation > SEMISPARSE_SIGMOID) {
+    invalid("activation " + std::to_string(static_cast<int>(d.activation)) +
+            " is unknown; it must be one of semisparse_activation");
+  }
+  if (std::isnan(d.activation_a) || std::isnan(d.activation_b) ||
+      (d.activation == SEMISPARSE_CLIP && d.activation_a > d.activation_b)) {
+    invalid("activation parameters " + std::to_string(d.activation_a) + " and " +
+            std::to_string(d.activation_b) + " are not a range");
+  }
+}
+
+void check_finite(const char* what, const float* values, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    if (!std::isfinite(values[i])) {
+      invalid(std::string(what) + " " + std::to_string(i) + " is " + std::to_string(values[i]) +
+              "; all must be finite");
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<ScratchSlot::Piece> ScratchSlot::take(size_t floats) {
+  std::unique_ptr<Piece> piece(kept_.exchange(nullptr));
+  if (piece == nullptr || piece->floats < floats) {
+    piece = std::make_unique<Piece>();
+    piece->data = make_buffer(floats);
+    piece->floats = floats;
+  }
+  return piece;
+}
+
+// One run: how output rows (kept positions of all images, in order) map to memory.
+struct Conv::Work {
+  const float* x;  // the input, or its padded copy
+  const float* residual;
+  float* y;
+  size_t in_channels, out_channels;
+  int64_t height, width;  // of x
+  int64_t out_height, out_width;
+  int64_t pad_top, pad_left;
+  size_t taps, channels;  // of the kernel's contract
+  std::vector<std::ptrdiff_t> tap_offsets;
+  std::vector<std::array<int64_t, 2>> tap_at;  // row and column of each tap from the first
+  const float* zeros;                          // what a tap outside the plane reads
+  size_t images, rows_per_image, rows;
+  bool by_panel;  // a task is one panel's rows; else all panels of its rows
+  size_t rows_per_task, row_tasks, tasks;
+};
+
+// Where a run of rows comes from and goes to; filled for one tile at a time.
+struct Conv::Rows {
+  Rows(size_t m, size_t taps, size_t copies)
+      : pointers(m * taps), ends(m), dests(m * copies) {}
+
+  SmallArray<const float*, 384> pointers;
+  SmallArray<uint32_t, 32> ends;
+  SmallArray<uint32_t, 256> dests;
+  size_t dest_count = 0;
+
+  // Rows [row, row + m). Pointer of row i and tap t at [i * row_step + t * tap_step].
+  void fill(const Conv& conv, const Work& work, size_t row, size_t m, size_t row_step,
+            size_t tap_step);
+};
+
+void Conv::Rows::fill(const Conv& conv, const Work& work, size_t row, size_t m, size_t row_step,
+                      size_t tap_step) {
+  const bool masked = conv.positions_.has_value();
+  const auto plane = static_cast<size_t>(work.out_height * work.out_width);
+  const auto width = static_cast<size_t>(work.out_width);
+  const int64_t reach_y = work.tap_at.back()[0];
+  const int64_t reach_x = work.tap_at.back()[1];
+  const auto image_floats =
+      static_cast<size_t>(work.height * work.width) * work.in_channels;
+  const float** out = pointers.data();
+  uint32_t* end = ends.data();
+  dest_count = 0;
+  size_t image = row / work.rows_per_image;
+  size_t index = row % work.rows_per_image;
+  size_t p = masked ? 0 : index;
+  size_t oy = p / width;
+  size_t ox = p % width;
+  for (size_t i = 0; i < m; ++i) {
+    if (masked) {
+      p = conv.positions_->kept[index];
+      oy = p / width;
+      ox = p % width;
+      const uint32_t* from = conv.positions_->dests.data() + conv.positions_->dest_begin[index];
+      const uint32_t* to = conv.positions_->dests.data() + conv.positions_->dest_begin[index + 1];
+      while (from < to) dests.data()[dest_count++] = static_cast<uint32_t>(*from++ + image * plane);
+    } else {
+      dests.data()[dest_count++] = static_cast<uint32_t>(p + image * plane);
+    }
+    end[i] = static_cast<uint32_t>(dest_count);
+
+    const int64_t y0 = static_cast<int64_t>(oy) * conv.desc_.strides[0] - work.pad_top;
+    const int64_t x0 = static_cast<int64_t>(ox) * conv.desc_.strides[1] - work.pad_left;
+    const float* origin = work.x + image * image_floats +
+                          (y0 * work.width + x0) * static_cast<int64_t>(work.in_channels);
+    const float** pointer = out + i * row_step;
+    if (y0 >= 0 && x0 >= 0 && y0 + reach_y < work.height && x0 + reach_x < work.width) {
+      for (size_t t = 0; t < work.taps; ++t) pointer[t * tap_step] = origin + work.tap_offsets[t];
+    } else {
+      for (size_t t = 0; t < work.taps; ++t) {
+        const int64_t y = y0 + work.tap_at[t][0];
+        const int64_t x = x0 + work.tap_at[t][1];
+        const bool inside = y >= 0 && y < work.height && x >= 0 && x < work.width;
+        pointer[t * tap_step] = inside ? origin + work.tap_offsets[t] : work.zeros;
+      }
+    }
+
+    if (++index == work.rows_per_image) {
+      index = 0;
+      ++image;
+      p = oy = ox = 0;
+    } else if (!masked) {
+      ++p;
+      if (++ox == width) {
+        ox = 0;
+        ++oy;
+      }
+    }
+  }
+}
+
+Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
+           const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa)
+    : desc_(desc), epilogue_(&epilogue_kernel(isa.isa)) {
+  check(desc);
+  const auto outputs = static_cast<size_t>(desc.out_channels);
+  check_finite("weight", weights,
+               outputs * static_cast<size_t>(desc.in_channels / desc.group * desc.kernel[0] *
+                                             desc.kernel[1]));
+  if (bias != nullptr) check_finite("bias", bias, outputs);
+  if (source != nullptr) {
+    positions_.emplace(source, height, width);
+    for (size_t i = 0; i < positions_->kept.size(); ++i) {
+      const size_t copies = positions_->dest_begin[i + 1] - positions_->dest_begin[i];
+      copies_ = std::max(copies_, copies);
+    }
+  }
+
+  lo_ = -kInfinity;
+  hi_ = kInfinity;
+  switch (desc.activation) {
+    case SEMISPARSE_IDENTITY: break;
+    case SEMISPARSE_RELU: lo_ = 0; break;
+    case SEMISPARSE_CLIP:
+      lo_ = desc.activation_a;
+      hi_ = desc.activation_b;
+      break;
+    case SEMISPARSE_LEAKY_RELU: activate_ = epilogue_->leaky_relu; break;
+    case SEMISPARSE_SILU: activate_ = epilogue_->silu; break;
+    case SEMISPARSE_HARD_SWISH: activate_ = epilogue_->hard_swish; break;
+    case SEMISPARSE_SIGMOID: activate_ = epilogue_->sigmoid; break;
+  }
+
+  // Kernels load whole vectors of it, past the last channel of a panel.
+  bias_ = make_buffer(outputs + kWidestPanel);
+  std::fill_n(bias_.get(), outputs + kWidestPanel, 0.0f);
+  if (bias != nullptr) std::copy_n(bias, outputs, bias_.get());
+  zeros_ = make_buffer(static_cast<size_t>(desc.in_channels));
+  std::fill_n(zeros_.get(), desc.in_channels, 0.0f);
+
+  const bool depthwise = desc.group == desc.in_channels && desc.group == desc.out_channels;
+  if (depthwise) {
+    pack_depthwise(weights, isa.isa);
+  } else {
+    pack_panels(weights, isa.isa);
+  }
+
+  if (positions_ && !positions_->blank.empty()) {
+    blank_row_ = make_buffer(outputs);
+    epilogue_->clamp(bias_.get(), nullptr, blank_row_.get(), outputs, lo_, hi_);
+    activate(blank_row_.get(), outputs);
+  }
+}
+
+void Conv::pack_panels(const float* weights, Isa isa) {
+  const auto group = static_cast<size_t>(desc_.group);
+  const size_t inputs = static_cast<size_t>(desc_.in_channels) / group;
+  const size_t outputs = static_cast<size_t>(desc_.out_channels) / group;
+  const auto taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
+  const size_t unit = igemm_narrowest(isa);
+
+  // As few panels as the widest kernel allows, as equal as whole vectors allow: 160 channels are
+  // 64 + 48 + 48 rather than 64 + 64 + 32, so that none is left with too few accumulators.
+  const size_t units = ceil_div(outputs, unit);
+  const size_t count = ceil_div(units * unit, igemm_widest(isa));
+  size_t floats = 0;
+  mr_ = std::numeric_limits<size_t>::max();
+  for (size_t g = 0; g < group; ++g) {
+    size_t first = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const size_t nr = (units / count + (i < units % count ? 1 : 0)) * unit;
+      Panel panel;
+      panel.kernel = igemm_kernel(isa, nr);
+      if (panel.kernel == nullptr) {
+        throw Error(SEMISPARSE_INTERNAL,
+                    "no kernel computes " + std::to_string(nr) + " channels at once");
+      }
+      panel.first = g * outputs + first;
+      panel.count = std::min(nr, outputs - first);
+      panel.inputs = g * inputs;
+      panel.weights = floats;
+      panels_.push_back(panel);
+      mr_ = std::min(mr_, panel.kernel->mr);
+      first += panel.count;
+      floats += taps * inputs * nr;
+    }
+  }
+
+  weights_ = make_buffer(floats);
+  for (const Panel& panel : panels_) {
+    const size_t nr = panel.kernel->nr;
+    float* to = weights_.get() + panel.weights;
+    for (size_t t = 0; t < taps; ++t) {
+      for (size_t c = 0; c < inputs; ++c) {
+        for (size_t j = 0; j < nr; ++j) {
+          *to++ = j < panel.count ? weights[((panel.first + j) * inputs + c) * taps + t] : 0.0f;
+        }
+      }
+    }
+  }
+}
+
+void Conv::pack_depthwise(const float* weights, Isa isa) {
+  dwconv_ = &dwconv_kernel(isa);
+  const auto channels = static_cast<size_t>(desc_.out_channels);
+  const auto taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
+  dw_stride_ = ceil_div(channels, 16) * 16;  // whole vectors of the widest instruction set
+  weights_ = make_buffer(taps * dw_stride_);
+  for (size_t c = 0; c < dw_stride_; ++c) {
+    for (size_t t = 0; t < taps; ++t) {
+      weights_[t * dw_stride_ + c] = c < channels ? weights[c * taps + t] : 0.0f;
+    }
+  }
+}
+
+const char* Conv::kernel_name() const {
+  return dwconv_ != nullptr ? dwconv_->name : panels_.front().kernel->name;
+}
+
+Conv::Plane Conv::output_plane(int64_t height, int64_t width) const {
+  const int64_t sizes[2] = {height, width};
+  int64_t out[2];
+  for (int i = 0; i < 2; ++i) {
+    const int64_t reach = (desc_.kernel[i] - 1) * desc_.dilations[i] + 1;
+    const int64_t room = sizes[i] + desc_.pads[i] + desc_.pads[i + 2] - reach;
+    if (sizes[i] <= 0 || sizes[i] > (int64_t{1} << 24) || room < 0) {
+      invalid("an input plane of " + plane_text(height, width) + " is too small for a kernel of " +
+              plane_text(desc_.kernel[0], desc_.kernel[1]) + ", or empty");
+    }
+    out[i] = room / desc_.strides[i] + 1;
+  }
+  if (positions_ && (positions_->height != out[0] || positions_->width != out[1])) {
+    invalid("the mask is " + plane_text(positions_->height, positions_->width) +
+            " but an input plane of " + plane_text(height, width) + " has an output plane of " +
+            plane_text(out[0], out[1]) + "; run the model at the input size it was masked for");
+  }
+  return {out[0], out[1]};
+}
+
+bool Conv::runs_along_rows() const {
+  return dwconv_ == nullptr && desc_.group == 1 && desc_.in_channels < kShortTap &&
+         desc_.kernel[1] > 1 && desc_.dilations[1] == 1;
+}
+
+void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width,
+               const float* residual, float* y, const Parallel& parallel) const {
+  const Plane out = output_plane(height, width);
+  const int64_t plane = out.height * out.width;
+  if (batch < 0 || (batch > 0 && plane > std::numeric_limits<uint32_t>::max() / batch)) {
+    invalid("a batch of " + std::to_string(batch) + " with " + std::to_string(plane) +
+            " positions each does not fit in 32 bits");
+  }
+  if (batch == 0) return;
+
+  Work work;
+  work.x = x;
+  work.residual = residual;
+  work.y = y;
+  work.in_channels = static_cast<size_t>(desc_.in_channels);
+  work.out_channels = static_cast<size_t>(desc_.out_channels);
+  work.height = height;
+  work.width = width;
+  work.out_height = out.height;
+  work.out_width = out.width;
+  work.pad_top = desc_.pads[0];
+  work.pad_left = desc_.pads[1];
+  work.images = static_cast<size_t>(batch);
+  work.rows_per_image = positions_ ? positions_->kept.size() : static_cast<size_t>(plane);
+  work.rows = work.images * work.rows_per_image;
+
+  const bool along_rows = runs_along_rows();
+  std::unique_ptr<ScratchSlot::Piece> scratch;
+  if (along_rows) {
+    const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
+    const int64_t padded_width = width + desc_.pads[1] + desc_.pads[3];
+    scratch = scratch_.take(static_cast<size_t>(batch * padded_height * padded_width) *
+                            work.in_channels);
+    pad_input(work, x, scratch->data.get(), parallel);
+  } else {
+    work.zeros = zeros_.get();
+  }
+
+  for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
+    for (int64_t kx = 0; kx < (along_rows ? 1 : desc_.kernel[1]); ++kx) {
+      const int64_t dy = ky * desc_.dilations[0];
+      const int64_t dx = kx * desc_.dilations[1];
+      work.tap_at.push_back({dy, dx});
+      work.tap_offsets.push_back((dy * work.width + dx) * desc_.in_channels);
+    }
+  }
+  work.taps = work.tap_at.size();
+  work.channels =
+      work.in_channels / static_cast<size_t>(desc_.group) *
+      static_cast<size_t>(along_rows ? desc_.kernel[1] : 1);
+
+  divide(work);
+  if (dwconv_ != nullptr) {
+    parallel(work.tasks, [&](size_t task) { dwconv_task(work, task); });
+  } else {
+    parallel(work.tasks, [&](size_t task) { igemm_task(work, task); });
+  }
+  if (scratch != nullptr) scratch_.give_back(std::move(scratch));
+}
+
+void Conv::pad_input(Work& work, const float* x, float* padded, const Parallel& parallel) const {
+  const auto width = static_cast<size_t>(work.width) * work.in_channels;
+  const auto left = static_cast<size_t>(desc_.pads[1]) * work.in_channels;
+  const auto right = static_cast<size_t>(desc_.pads[3]) * work.in_channels;
+  const int64_t height = work.height;
+  const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
+  const size_t line = left + width + right;
+  constexpr size_t kLinesPerTask = 32;
+  const size_t lines = work.images * static_cast<size_t>(padded_height);
+  parallel(ceil_div(lines, kLinesPerTask), [&](size_t task) {
+    for (size_t i = task * kLinesPerTask; i < std::min(lines, (task + 1) * kLinesPerTask); ++i) {
+      float* to = padded + i * line;
+      const auto image = static_cast<int64_t>(i) / padded_height;
+      const int64_t row = static_cast<int64_t>(i) % padded_height - desc_.pads[0];
+      if (row < 0 || row >= height) {
+        std::fill_n(to, line, 0.0f);
+        continue;
+      }
+      std::fill_n(to, left, 0.0f);
+      std::memcpy(to + left, x + static_cast<size_t>(image * height + row) * width,
+                  width * sizeof(float));
+      std::fill_n(to + left + width, right, 0.0f);
+    }
+  });
+  work.x = padded;
+  work.height = padded_height;
+  work.width += desc_.pads[1] + desc_.pads[3];
+  work.pad_top = work.pad_left = 0;
+  work.zeros = padded;  // no tap of a padded plane lies outside it
+}
+
+void Conv::divide(Work& work) const {
+  const size_t depth = work.taps * work.channels;  // K of one group
+  const size_t weight_bytes = depth * work.out_channels * sizeof(float);
+  // Weights that stay in the second-level cache beside the rows are best met once per row, so that
+  // each row is read once; larger ones panel by panel, so that a panel stays there over all rows.
+  work.by_panel = dwconv_ == nullptr && panels_.size() > 1 && weight_bytes > l2_cache_bytes() / 4;
+  const size_t columns = work.by_panel ? ceil_div(work.out_channels, panels_.size())
+                                       : work.out_channels;
+  const size_t row_flops = 2 * (dwconv_ != nullptr ? work.taps : depth) * columns;
+  const size_t flops = work.rows * row_flops * (work.by_panel ? panels_.size() : 1);
+  const size_t target =
+      std::max(kSmallestTaskFlops, std::min(kTaskFlops, flops / kTasksWanted));
+  size_t rows = std::max<size_t>(1, target / row_flops);
+  if (mr_ != 0) rows = ceil_div(rows, mr_) * mr_;
+  // Beyond the cache every task streams its panel anew: then all rows belong together.
+  if (work.by_panel && depth * columns * sizeof(float) > l2_cache_bytes() / 2) {
+    rows = std::max(rows, work.rows);
+  }
+  work.row_tasks = std::max<size_t>(1, ceil_div(work.rows, rows));
+  work.rows_per_task = ceil_div(work.rows, work.row_tasks);
+  work.tasks = work.row_tasks * (work.by_panel ? panels_.size() : 1);
+}
+
+void Conv::igemm_task(const Work& work, size_t task) const {
+  const size_t slice = task % work.row_tasks;
+  const size_t begin = std::min(work.rows, slice * work.rows_per_task);
+  const size_t end = std::min(work.rows, begin + work.rows_per_task);
+  const size_t first = work.by_panel ? task / work.row_tasks : 0;
+  const size_t last = work.by_panel ? first + 1 : panels_.size();
+  const size_t panel_bytes =
+      work.taps * work.channels * panels_[first].kernel->nr * sizeof(float);
+  if (work.by_panel && panel_bytes > l2_cache_bytes() / 2 && end - begin > mr_) {
+    igemm_blocked(work, begin, end, panels_[first]);
+  } else {
+    igemm_tiles(work, begin, end, first, last);
+  }
+
+  if (!positions_ || positions_->blank.empty()) return;
+  const size_t blanks = work.images * positions_->blank.size();
+  const size_t channel = work.by_panel ? panels_[first].first : 0;
+  const size_t channels = work.by_panel ? panels_[first].count : work.out_channels;
+  blank_rows(work, blanks * slice / work.row_tasks, blanks * (slice + 1) / work.row_tasks, channel,
+             channels);
+}
+
+// The parts of a tile that no panel changes.
+igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) const {
+  rows.fill(*this, work, row, m, 1, m);
+  igemm::Tile tile{};
+  tile.m = m;
+  tile.taps = work.taps;
+  tile.channels = work.channels;
+  tile.rows = rows.pointers.data();
+  tile.dests = rows.dests.data();
+  tile.dest_end = rows.ends.data();
+  tile.ldy = work.out_channels;
+  tile.lo = lo_;
+  tile.hi = hi_;
+  return tile;
+}
+
+void Conv::set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const {
+  tile.row_offset = panel.inputs;
+  tile.weights = weights_.get() + panel.weights;
+  tile.init = bias_.get() + panel.first;
+  tile.y = work.y + panel.first;
+  tile.residual = work.residual == nullptr ? nullptr : work.residual + panel.first;
+  tile.n = panel.count;
+}
+
+void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
+                       size_t last_panel) const {
+  Rows rows(mr_, work.taps, copies_);
+  // Tiles of equal height: 49 rows are five of 5 and four of 6, not eight of 6 and one of 1.
+  const size_t tiles = ceil_div(end - begin, mr_);
+  const size_t channel = panels_[first_panel].first;
+  const size_t channels = panels_[last_panel - 1].first + panels_[last_panel - 1].count - channel;
+  for (size_t i = 0; i < tiles; ++i) {
+    const size_t from = begin + (end - begin) * i / tiles;
+    const size_t to = begin + (end - begin) * (i + 1) / tiles;
+    igemm::Tile tile = tile_of(work, rows, from, to - from);
+    for (size_t j = first_panel; j < last_panel; ++j) {
+      set_panel(tile, work, panels_[j]);
+      panels_[j].kernel->run(tile);
+    }
+    activate_rows(work, rows, channel, channels);
+  }
+}
+
+// A panel larger than the cache: a block of it that fits is used for all rows before the next one is
+// touched, and the accumulators wait in between. So the weights come from memory once.
+void Conv::igemm_blocked(const Work& work, size_t begin, size_t end, const Panel& panel) const {
+  const size_t nr = panel.kernel->nr;
+  Rows rows(mr_, work.taps, copies_);
+  Buffer parked = make_buffer((end - begin) * nr);
+  const size_t depth = l2_cache_bytes() / 4 / (nr * sizeof(float));
+  // Whole taps, or parts of one where there is only one.
+  const size_t taps_step =
+      work.taps == 1 ? 1 : std::clamp<size_t>(depth / work.channels, 1, work.taps);
+  const size_t channels_step =
+      work.taps == 1 ? std::clamp<size_t>(depth, 1, work.channels) : work.channels;
+  const size_t tiles = ceil_div(end - begin, mr_);
+  for (size_t tap = 0; tap < work.taps; tap += taps_step) {
+    for (size_t channel = 0; channel < work.channels; channel += channels_step) {
+      const bool first = tap == 0 && channel == 0;
+      const bool last = tap + taps_step >= work.taps && channel + channels_step >= work.channels;
+      for (size_t i = 0; i < tiles; ++i) {
+        const size_t from = begin + (end - begin) * i / tiles;
+        const size_t to = begin + (end - begin) * (i + 1) / tiles;
+        float* park = parked.get() + (from - begin) * nr;
+        igemm::Tile tile = tile_of(work, rows, from, to - from);
+        set_panel(tile, work, panel);
+        tile.rows += tap * tile.m;
+        tile.taps = std::min(taps_step, work.taps - tap);
+        tile.channels = std::min(channels_step, work.channels - channel);
+        tile.row_offset += channel;
+        tile.weights += (tap * work.channels + channel) * nr;
+        if (!first) {
+          tile.init = park;
+          tile.init_stride = nr;
+        }
+        if (!last) tile.park = park;
+        panel.kernel->run(tile);
+        if (last) activate_rows(work, rows, panel.first, panel.count);
+      }
+    }
+  }
+}
+
+void Conv::dwconv_task(const Work& work, size_t task) const {
+  constexpr size_t kStrip = 16;
+  const size_t begin = std::min(work.rows, task * work.rows_per_task);
+  const size_t end = std::min(work.rows, begin + work.rows_per_task);
+  Rows rows(kStrip, work.taps, copies_);
+  for (size_t from = begin; from < end; from += kStrip) {
+    dwconv::Strip strip;
+    strip.m = std::min(kStrip, end - from);
+    rows.fill(*this, work, from, strip.m, work.taps, 1);
+    strip.taps = work.taps;
+    strip.channels = work.out_channels;
+    strip.rows = rows.pointers.data();
+    strip.weights = weights_.get();
+    strip.ldw = dw_stride_;
+    strip.bias = bias_.get();
+    strip.dests = rows.dests.data();
+    strip.dest_end = rows.ends.data();
+    strip.y = work.y;
+    strip.residual = work.residual;
+    strip.ldy = work.out_channels;
+    strip.lo = lo_;
+    strip.hi = hi_;
+    dwconv_->run(strip);
+    activate_rows(work, rows, 0, work.out_channels);
+  }
+  if (!positions_ || positions_->blank.empty()) return;
+  const size_t blanks = work.images * positions_->blank.size();
+  blank_rows(work, blanks * task / work.tasks, blanks * (task + 1) / work.tasks, 0,
+             work.out_channels);
+}
+
+void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
+                      size_t channels) const {
+  const auto plane = static_cast<size_t>(work.out_height * work.out_width);
+  const size_t per_image = positions_->blank.size();
+  for (size_t i = begin; i < end; ++i) {
+    const size_t position = i / per_image * plane + positions_->blank[i % per_image];
+    const size_t at = position * work.out_channels + channel;
+    if (work.residual == nullptr) {
+      std::memcpy(work.y + at, blank_row_.get() + channel, channels * sizeof(float));
+    } else {
+      epilogue_->clamp(bias_.get() + channel, work.residual + at, work.y + at, channels, lo_,
+                       hi_);
+      activate(work.y + at, channels);
+    }
+  }
+}
+
+void Conv::activate_rows(const Work& work, Rows& rows, size_t channel, size_t channels) const {
+  if (activate_ == nullptr) return;
+  for (size_t d = 0; d < rows.dest_count; ++d) {
+    activate(work.y + rows.dests.data()[d] * work.out_channels + channel, channels);
+  }
+}
+
+void Conv::activate(float* y, size_t n) const {
+  if (activate_ != nullptr) activate_(y, n, desc_.activation_a);
+}
+
+}  // namespace semisparse

@@ -1,0 +1,101 @@
+// A convolution, packed once and run many times.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "core/select.h"
+#include "core/source_map.h"
+#include "semisparse.h"
+
+namespace semisparse {
+
+// One piece of scratch memory kept from run to run. Concurrent runs of one convolution each get
+// their own: whoever finds the slot empty allocates, and the last to finish leaves its piece behind.
+class ScratchSlot {
+ public:
+  ScratchSlot() = default;
+  ScratchSlot(const ScratchSlot&) = delete;
+  ScratchSlot& operator=(const ScratchSlot&) = delete;
+  ~ScratchSlot() { delete kept_.load(); }
+
+  struct Piece {
+    Buffer data;
+    size_t floats = 0;
+  };
+  std::unique_ptr<Piece> take(size_t floats);
+  void give_back(std::unique_ptr<Piece> piece) { delete kept_.exchange(piece.release()); }
+
+ private:
+  std::atomic<Piece*> kept_{nullptr};
+};
+
+class Conv {
+ public:
+  // Arguments as in semisparse_conv_create. Throws Error.
+  Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
+       const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa);
+
+  const char* kernel_name() const;
+  const semisparse_conv_desc& desc() const { return desc_; }
+
+  struct Plane {
+    int64_t height, width;
+  };
+  // Throws Error when it would be empty or is not the source map's.
+  Plane output_plane(int64_t height, int64_t width) const;
+
+  void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
+           float* y, const Parallel& parallel) const;
+
+ private:
+  // A panel of output channels of one group.
+  struct Panel {
+    const igemm::Kernel* kernel;
+    size_t first;    // output channel
+    size_t count;    // channels that exist, <= kernel->nr
+    size_t inputs;   // first input channel of the group
+    size_t weights;  // offset into weights_
+  };
+  struct Work;  // one run's geometry, pointers and division into tasks
+  struct Rows;  // a tile's row pointers and destinations
+
+  void pack_panels(const float* weights, Isa isa);
+  void pack_depthwise(const float* weights, Isa isa);
+  bool runs_along_rows() const;
+  void pad_input(Work& work, const float* x, float* padded, const Parallel& parallel) const;
+  void divide(Work& work) const;
+  void igemm_task(const Work& work, size_t task) const;
+  igemm::Tile tile_of(const Work& work, Rows& rows, size_t row, size_t m) const;
+  void set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const;
+  void igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
+                   size_t last_panel) const;
+  void igemm_blocked(const Work& work, size_t begin, size_t end, const Panel& panel) const;
+  void dwconv_task(const Work& work, size_t task) const;
+  void blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
+                  size_t channels) const;
+  void activate_rows(const Work& work, Rows& rows, size_t channel, size_t channels) const;
+  void activate(float* y, size_t n) const;
+
+  semisparse_conv_desc desc_;
+  std::optional<Positions> positions_;  // none: dense
+  size_t copies_ = 1;                   // most destinations that one computed position has
+  Buffer weights_, bias_;
+  Buffer zeros_;      // what a tap outside the plane reads
+  Buffer blank_row_;  // activation(bias), what a blank position holds where there is no residual
+  std::vector<Panel> panels_;             // empty for a depthwise convolution
+  const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
+  size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
+  size_t mr_ = 0;                           // rows per tile that every panel's kernel takes
+  const epilogue::Kernel* epilogue_;
+  epilogue::Activate activate_ = nullptr;  // null where the activation is a clamp
+  float lo_, hi_;
+  mutable ScratchSlot scratch_;
+};
+
+}  // namespace semisparse

@@ -1,0 +1,113 @@
+#include "core/select.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
+
+namespace semisparse {
+namespace {
+
+[[maybe_unused]] constexpr Isa avx512 = Isa::kAvx512;
+[[maybe_unused]] constexpr Isa avx2 = Isa::kAvx2;
+[[maybe_unused]] constexpr Isa neon = Isa::kNeon;
+[[maybe_unused]] constexpr Isa generic = Isa::kGeneric;
+
+template <typename Kernel>
+struct Entry {
+  Isa isa;
+  Kernel kernel;
+};
+
+const Entry<igemm::Kernel> kIgemm[] = {
+#define SEMISPARSE_IGEMM(isa, mr, nr) \
+  {isa, {"igemm_" #isa "_" #mr "x" #nr, mr, nr, igemm::igemm_##isa##_##mr##x##nr}},
+#include "kernels/igemm/kernels.inc"
+#undef SEMISPARSE_IGEMM
+};
+
+const Entry<dwconv::Kernel> kDwconv[] = {
+#define SEMISPARSE_DWCONV(isa) {isa, {"dwconv_" #isa, dwconv::dwconv_##isa}},
+#include "kernels/dwconv/kernels.inc"
+#undef SEMISPARSE_DWCONV
+};
+
+const Entry<pool::Kernel> kPool[] = {
+#define SEMISPARSE_POOL(isa) \
+  {isa, {"pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa}},
+#include "kernels/pool/kernels.inc"
+#undef SEMISPARSE_POOL
+};
+
+const Entry<epilogue::Kernel> kEpilogue[] = {
+#define SEMISPARSE_EPILOGUE(isa)                                                  \
+  {isa,                                                                           \
+   {"epilogue_" #isa, epilogue::clamp_##isa, epilogue::leaky_relu_##isa,          \
+    epilogue::silu_##isa, epilogue::hard_swish_##isa, epilogue::sigmoid_##isa}},
+#include "kernels/epilogue/kernels.inc"
+#undef SEMISPARSE_EPILOGUE
+};
+
+const Entry<peak::Kernel> kPeak[] = {
+#define SEMISPARSE_PEAK(isa) {isa, {"fma_" #isa, peak::fma_##isa}},
+#include "kernels/peak/kernels.inc"
+#undef SEMISPARSE_PEAK
+};
+
+template <typename Kernel, size_t N>
+const Kernel& only(const Entry<Kernel> (&entries)[N], Isa isa) {
+  for (const Entry<Kernel>& entry : entries) {
+    if (entry.isa == isa) return entry.kernel;
+  }
+  throw Error(SEMISPARSE_INTERNAL, "an instruction set lacks a kernel family");
+}
+
+template <typename Kernel, size_t N>
+void append(std::vector<KernelInfo>& all, const Entry<Kernel> (&entries)[N]) {
+  for (const Entry<Kernel>& entry : entries) all.push_back({entry.kernel.name, entry.isa});
+}
+
+}  // namespace
+
+const igemm::Kernel* igemm_kernel(Isa isa, size_t nr) {
+  for (const auto& entry : kIgemm) {
+    if (entry.isa == isa && entry.kernel.nr == nr) return &entry.kernel;
+  }
+  return nullptr;
+}
+
+size_t igemm_narrowest(Isa isa) {
+  size_t nr = igemm_widest(isa);
+  for (const auto& entry : kIgemm) {
+    if (entry.isa == isa) nr = std::min(nr, entry.kernel.nr);
+  }
+  return nr;
+}
+
+size_t igemm_widest(Isa isa) {
+  size_t nr = 0;
+  for (const auto& entry : kIgemm) {
+    if (entry.isa == isa) nr = std::max(nr, entry.kernel.nr);
+  }
+  return nr;
+}
+
+const dwconv::Kernel& dwconv_kernel(Isa isa) { return only(kDwconv, isa); }
+const pool::Kernel& pool_kernel(Isa isa) { return only(kPool, isa); }
+const epilogue::Kernel& epilogue_kernel(Isa isa) { return only(kEpilogue, isa); }
+const peak::Kernel& peak_kernel(Isa isa) { return only(kPeak, isa); }
+
+const KernelInfo* built_kernel(size_t index) {
+  static const std::vector<KernelInfo> all = [] {
+    std::vector<KernelInfo> list;
+    append(list, kIgemm);
+    append(list, kDwconv);
+    append(list, kPool);
+    append(list, kEpilogue);
+    append(list, kPeak);
+    return list;
+  }();
+  return index < all.size() ? &all[index] : nullptr;
+}
+
+}  // namespace semisparse

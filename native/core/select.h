@@ -1,0 +1,34 @@
+// Kernels by instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "core/isa.h"
+#include "kernels/dwconv/dwconv.h"
+#include "kernels/epilogue/epilogue.h"
+#include "kernels/igemm/igemm.h"
+#include "kernels/peak/peak.h"
+#include "kernels/pool/pool.h"
+
+namespace semisparse {
+
+// The indirect-GEMM kernel of exactly this width, or null.
+const igemm::Kernel* igemm_kernel(Isa isa, size_t nr);
+// Narrowest and widest panel; every multiple of the narrowest in between exists.
+size_t igemm_narrowest(Isa isa);
+size_t igemm_widest(Isa isa);
+
+const dwconv::Kernel& dwconv_kernel(Isa isa);
+const pool::Kernel& pool_kernel(Isa isa);
+const epilogue::Kernel& epilogue_kernel(Isa isa);
+const peak::Kernel& peak_kernel(Isa isa);
+
+struct KernelInfo {
+  const char* name;
+  Isa isa;
+};
+
+// Every kernel built, family by family, best instruction set first; null past the last.
+const KernelInfo* built_kernel(size_t index);
+
+}  // namespace semisparse

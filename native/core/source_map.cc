@@ -1,0 +1,101 @@
+#include "core/source_map.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "core/error.h"
+
+namespace semisparse {
+namespace {
+
+void check_plane(int64_t height, int64_t width) {
+  if (height <= 0 || width <= 0 || height > std::numeric_limits<int32_t>::max() / width) {
+    invalid("a plane of " + std::to_string(height) + " x " + std::to_string(width) +
+            " positions has no mask; both sides must be positive and their product fit in 31 bits");
+  }
+}
+
+}  // namespace
+
+void source_map(const uint8_t* mask, int64_t height, int64_t width, semisparse_fill fill,
+                int32_t* source) {
+  check_plane(height, width);
+  std::vector<int32_t> kept;
+  for (int32_t p = 0; p < height * width; ++p) {
+    if (mask[p] != 0) kept.push_back(p);
+  }
+  if (fill == SEMISPARSE_FILL_NEAREST && kept.empty()) {
+    invalid("the mask of " + std::to_string(height) + " x " + std::to_string(width) +
+            " computes no position, so fill 'nearest' has nothing to copy; use fill 'bias'");
+  }
+  for (int32_t p = 0; p < height * width; ++p) {
+    if (mask[p] != 0) {
+      source[p] = p;
+      continue;
+    }
+    source[p] = -1;
+    if (fill == SEMISPARSE_FILL_BIAS) continue;
+    const int64_t y = p / width;
+    const int64_t x = p % width;
+    int64_t best = std::numeric_limits<int64_t>::max();
+    const auto consider = [&](int32_t q) {
+      const int64_t dy = q / width - y;
+      const int64_t dx = q % width - x;
+      const int64_t distance = dy * dy + dx * dx;
+      if (distance < best || (distance == best && q < source[p])) {
+        best = distance;
+        source[p] = q;
+      }
+    };
+    // Outwards from p in row-major order: once the rows alone are further away than the best found,
+    // nothing nearer can follow.
+    const auto after = std::lower_bound(kept.begin(), kept.end(), p);
+    for (auto it = after; it != kept.end(); ++it) {
+      const int64_t dy = *it / width - y;
+      if (dy * dy > best) break;
+      consider(*it);
+    }
+    for (auto it = after; it != kept.begin();) {
+      --it;
+      const int64_t dy = y - *it / width;
+      if (dy * dy > best) break;
+      consider(*it);
+    }
+  }
+}
+
+Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), width(w) {
+  check_plane(h, w);
+  const auto plane = static_cast<int32_t>(h * w);
+  std::vector<uint32_t> copies(static_cast<size_t>(plane), 0);
+  for (int32_t p = 0; p < plane; ++p) {
+    const int32_t q = source[p];
+    if (q < -1 || q >= plane || (q >= 0 && source[q] != q)) {
+      invalid("the source map says " + std::to_string(q) + " at position " + std::to_string(p) +
+              "; it must name a computed position of the " + std::to_string(h) + " x " +
+              std::to_string(w) + " plane, one that names itself, or be -1");
+    }
+    if (q == -1) {
+      blank.push_back(static_cast<uint32_t>(p));
+    } else {
+      ++copies[static_cast<size_t>(q)];
+      if (q == p) kept.push_back(static_cast<uint32_t>(p));
+    }
+  }
+  dest_begin.reserve(kept.size() + 1);
+  dest_begin.push_back(0);
+  std::vector<uint32_t> next(copies.size());
+  for (const uint32_t p : kept) {
+    next[p] = dest_begin.back();
+    dest_begin.push_back(dest_begin.back() + copies[p]);
+  }
+  dests.resize(dest_begin.back());
+  for (const uint32_t p : kept) dests[next[p]++] = p;
+  for (int32_t p = 0; p < plane; ++p) {
+    const int32_t q = source[p];
+    if (q >= 0 && q != p) dests[next[static_cast<size_t>(q)]++] = static_cast<uint32_t>(p);
+  }
+}
+
+}  // namespace semisparse

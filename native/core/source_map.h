@@ -1,0 +1,28 @@
+// From a mask and a fill to a source map, and from a source map to the lists that a convolution
+// runs on.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "semisparse.h"
+
+namespace semisparse {
+
+// See semisparse_source_map.
+void source_map(const uint8_t* mask, int64_t height, int64_t width, semisparse_fill fill,
+                int32_t* source);
+
+// A source map turned around: for every computed position the places that its linear part goes to.
+// Throws Error for a map that is none.
+struct Positions {
+  Positions(const int32_t* source, int64_t height, int64_t width);
+
+  int64_t height, width;
+  std::vector<uint32_t> kept;        // computed positions, ascending
+  std::vector<uint32_t> dests;       // per kept position: itself, then the positions that copy it
+  std::vector<uint32_t> dest_begin;  // [kept + 1]
+  std::vector<uint32_t> blank;       // positions whose linear part is zero, ascending
+};
+
+}  // namespace semisparse

@@ -1,0 +1,44 @@
+// Depthwise convolution: every channel has its own filter of `taps` weights.
+//
+// One call computes `m` output positions for `channels` channels:
+//
+//     y[d * ldy + c] = min(max(bias[c] + sum over t < taps of rows[i * taps + t][c] * weights[t * ldw + c]
+//                              + residual[d * ldy + c], lo), hi)
+//
+// for every position d in row i's part of `dests` (its own place and the masked places that copy
+// it, as in igemm.h). Channels lie side by side in memory and are what the vectors run over.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace semisparse::dwconv {
+
+struct Strip {
+  size_t m;                  // >= 1
+  size_t taps;               // >= 1
+  size_t channels;           // >= 1
+  const float* const* rows;  // [m][taps]
+  const float* weights;      // [taps][ldw], readable up to whole vectors
+  size_t ldw;
+  const float* bias;         // [channels], readable up to whole vectors
+  const uint32_t* dests;
+  const uint32_t* dest_end;  // [m]
+  float* y;
+  const float* residual;     // or null
+  size_t ldy;
+  float lo, hi;
+};
+
+using Function = void (*)(const Strip&);
+
+struct Kernel {
+  const char* name;
+  Function run;
+};
+
+#define SEMISPARSE_DWCONV(isa) void dwconv_##isa(const Strip& strip);
+#include "kernels/dwconv/kernels.inc"
+#undef SEMISPARSE_DWCONV
+
+}  // namespace semisparse::dwconv

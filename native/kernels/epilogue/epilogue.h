@@ -1,0 +1,35 @@
+// What follows the linear part, for values that no GEMM kernel has in registers.
+//
+//     clamp:      y[j] = min(max(bias[j] + residual[j], lo), hi)     the row of a masked position
+//     activate:   y[j] = activation(y[j])                            activations that are no clamp
+//
+// Residual may be null. NaN comes through all of them.
+#pragma once
+
+#include <cstddef>
+
+namespace semisparse::epilogue {
+
+using Clamp = void (*)(const float* bias, const float* residual, float* y, size_t n, float lo,
+                       float hi);
+using Activate = void (*)(float* y, size_t n, float a);
+
+struct Kernel {
+  const char* name;
+  Clamp clamp;
+  Activate leaky_relu;  // a is the slope for negative values
+  Activate silu;
+  Activate hard_swish;
+  Activate sigmoid;
+};
+
+#define SEMISPARSE_EPILOGUE(isa)                                                               \
+  void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, float hi); \
+  void leaky_relu_##isa(float* y, size_t n, float a);                                          \
+  void silu_##isa(float* y, size_t n, float a);                                                \
+  void hard_swish_##isa(float* y, size_t n, float a);                                          \
+  void sigmoid_##isa(float* y, size_t n, float a);
+#include "kernels/epilogue/kernels.inc"
+#undef SEMISPARSE_EPILOGUE
+
+}  // namespace semisparse::epilogue

@@ -1,0 +1,81 @@
+// The epilogue kernels over any vector type; used as kernels/igemm/generic.h is.
+#pragma once
+
+#include "kernels/epilogue/epilogue.h"
+
+namespace semisparse::epilogue {
+namespace {
+
+// 1 / (1 + e^-x) to within 2 ulp. e^-x = 2^n * e^r with n = round(-x / ln 2) and |r| <= ln(2) / 2, where
+// the Taylor polynomial of degree 7 is exact to float precision; ln 2 is subtracted in two parts
+// (Cody and Waite) so that r keeps its last bits. The clamp keeps 2^n a normal number: beyond +-87 the
+// sigmoid is 0 or 1 to float precision anyway.
+Vec::T sigmoid_of(Vec::T x) {
+  const Vec::T z = Vec::clamp(Vec::sub(Vec::set1(0), x), Vec::set1(-87), Vec::set1(87));
+  const Vec::T n = Vec::round(Vec::mul(z, Vec::set1(1.44269504f)));
+  Vec::T r = Vec::fma(n, Vec::set1(-0.693359375f), z);
+  r = Vec::fma(n, Vec::set1(2.12194440e-4f), r);
+  Vec::T e = Vec::set1(1.0f / 5040);
+  constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (const float k : kTaylor) e = Vec::fma(e, r, Vec::set1(k));
+  return Vec::div(Vec::set1(1), Vec::add(Vec::set1(1), Vec::ldexp(e, n)));
+}
+
+template <typename F>
+void map(float* y, size_t n, F f) {
+  constexpr size_t kLanes = Vec::kLanes;
+  size_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) Vec::store(y + j, f(Vec::load(y + j)));
+  if (j < n) Vec::store_first(y + j, f(Vec::load_first(y + j, n - j)), n - j);
+}
+
+void clamp(const float* bias, const float* residual, float* y, size_t n, float lo, float hi) {
+  constexpr size_t kLanes = Vec::kLanes;
+  const auto value = [&](Vec::T b, Vec::T r) {
+    return Vec::clamp(Vec::add(b, r), Vec::set1(lo), Vec::set1(hi));
+  };
+  const Vec::T zero = Vec::set1(0);
+  size_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    Vec::store(y + j, value(Vec::load(bias + j), residual ? Vec::load(residual + j) : zero));
+  }
+  if (j < n) {
+    const size_t last = n - j;
+    Vec::store_first(y + j,
+                     value(Vec::load_first(bias + j, last),
+                           residual ? Vec::load_first(residual + j, last) : zero),
+                     last);
+  }
+}
+
+void leaky_relu(float* y, size_t n, float a) {
+  map(y, n, [&](Vec::T x) { return Vec::select_negative(x, Vec::mul(x, Vec::set1(a)), x); });
+}
+
+void silu(float* y, size_t n, float) {
+  map(y, n, [](Vec::T x) { return Vec::mul(x, sigmoid_of(x)); });
+}
+
+void hard_swish(float* y, size_t n, float) {
+  map(y, n, [](Vec::T x) {
+    const Vec::T gate = Vec::fma(x, Vec::set1(1.0f / 6), Vec::set1(0.5f));
+    return Vec::mul(x, Vec::clamp(gate, Vec::set1(0), Vec::set1(1)));
+  });
+}
+
+void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
+
+}  // namespace
+}  // namespace semisparse::epilogue
+
+#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                               \
+  namespace semisparse::epilogue {                                                    \
+  void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, \
+                   float hi) {                                                        \
+    clamp(bias, residual, y, n, lo, hi);                                              \
+  }                                                                                   \
+  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); }         \
+  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }                     \
+  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); }         \
+  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }               \
+  }

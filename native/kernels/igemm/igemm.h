@@ -1,0 +1,58 @@
+// Indirect GEMM: the im2col matrix is never built; its rows are reached through pointers.
+//
+// One call computes `m` output positions (rows) times one panel of `nr` output channels:
+//
+//     acc[i][j] = init[i * init_stride + j]
+//               + sum over t < taps, c < channels of
+//                     rows[t * m + i][row_offset + c] * weights[(t * channels + c) * nr + j]
+//
+// A tap is any run of `channels` inputs that lie side by side: one filter position with all its
+// channels, or a whole filter row where the input has been padded. A position that the mask drops
+// is simply not among the rows, so sparsity costs the kernel nothing.
+//
+// Then, if `park` is given, the accumulators are stored there as they are, [m][nr], for a later call
+// to go on from (`init`). Otherwise row i goes to every position in its part of `dests`,
+//
+//     y[d * ldy + j] = min(max(acc[i][j] + residual[d * ldy + j], lo), hi)      for j < n
+//
+// its own place first and then the masked places that copy it, so that a fill costs stores and no
+// loads. NaN comes through the clamp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace semisparse::igemm {
+
+struct Tile {
+  size_t m;       // 1 <= m <= Kernel::mr
+  size_t taps;    // >= 1
+  size_t channels;  // >= 1
+  const float* const* rows;  // [taps][m]
+  size_t row_offset;
+  const float* weights;  // [taps][channels][nr]
+  const float* init;     // [m or 1][nr]
+  size_t init_stride;    // nr, or 0 where all rows start from the same values
+  float* park;           // [m][nr], or null to finish
+  const uint32_t* dests;     // positions of row 0, of row 1, ...
+  const uint32_t* dest_end;  // [m]: where in dests the positions of row i end; each has at least one
+  float* y;                  // first channel of the panel at position 0
+  const float* residual;     // the same place in the residual, or null
+  size_t ldy;                // floats from one position to the next
+  size_t n;                  // 1 <= n <= nr: channels of the panel that exist
+  float lo, hi;
+};
+
+using Function = void (*)(const Tile&);
+
+struct Kernel {
+  const char* name;
+  size_t mr, nr;
+  Function run;
+};
+
+#define SEMISPARSE_IGEMM(isa, mr, nr) void igemm_##isa##_##mr##x##nr(const Tile& tile);
+#include "kernels/igemm/kernels.inc"
+#undef SEMISPARSE_IGEMM
+
+}  // namespace semisparse::igemm

@@ -1,0 +1,40 @@
+// The contract of igemm.h as a plain loop in double precision. Never optimised: it is the truth that
+// the kernels are tested against.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/igemm/igemm.h"
+
+namespace semisparse::igemm {
+
+inline void reference(const Tile& tile, size_t nr) {
+  size_t d = 0;
+  for (size_t i = 0; i < tile.m; ++i) {
+    std::vector<double> acc(nr);
+    for (size_t j = 0; j < nr; ++j) {
+      acc[j] = tile.init[i * tile.init_stride + j];
+      for (size_t t = 0; t < tile.taps; ++t) {
+        for (size_t c = 0; c < tile.channels; ++c) {
+          acc[j] += static_cast<double>(tile.rows[t * tile.m + i][tile.row_offset + c]) *
+                    tile.weights[(t * tile.channels + c) * nr + j];
+        }
+      }
+    }
+    if (tile.park != nullptr) {
+      for (size_t j = 0; j < nr; ++j) tile.park[i * nr + j] = static_cast<float>(acc[j]);
+      continue;
+    }
+    for (; d < tile.dest_end[i]; ++d) {
+      for (size_t j = 0; j < tile.n; ++j) {
+        const size_t at = tile.dests[d] * tile.ldy + j;
+        const double sum = acc[j] + (tile.residual != nullptr ? tile.residual[at] : 0.0);
+        tile.y[at] = static_cast<float>(
+            std::min(std::max(sum, static_cast<double>(tile.lo)), static_cast<double>(tile.hi)));
+      }
+    }
+  }
+}
+
+}  // namespace semisparse::igemm

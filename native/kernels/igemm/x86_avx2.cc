@@ -1,0 +1,6 @@
+#include "kernels/simd/avx2.h"
+// The vector type comes first.
+#include "kernels/igemm/generic.h"
+
+SEMISPARSE_IGEMM_DEFINE(avx2, 6, 16)
+SEMISPARSE_IGEMM_DEFINE(avx2, 8, 8)

@@ -1,0 +1,5 @@
+#include "kernels/simd/generic.h"
+// The vector type comes first.
+#include "kernels/peak/generic.h"
+
+SEMISPARSE_PEAK_DEFINE(generic)

@@ -1,0 +1,48 @@
+// 8 floats, AVX2 with FMA. Internal linkage throughout, as in avx512.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+
+namespace {
+
+struct Vec {
+  using T = __m256;
+  static constexpr size_t kLanes = 8;
+  static constexpr bool kFmaByLane = false;
+  static T load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, T v) { _mm256_storeu_ps(p, v); }
+  static __m256i first(size_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static T load_first(const float* p, size_t n) { return _mm256_maskload_ps(p, first(n)); }
+  static void store_first(float* p, T v, size_t n) { _mm256_maskstore_ps(p, first(n), v); }
+  static T set1(float v) { return _mm256_set1_ps(v); }
+  static T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+  static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  static T div(T a, T b) { return _mm256_div_ps(a, b); }
+  static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+  // x86 gives the second operand where either is NaN, so a NaN in v comes through.
+  static T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
+  static T max_nan(T a, T b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
+  static T select_negative(T v, T negative, T otherwise) {
+    return _mm256_blendv_ps(otherwise, negative,
+                            _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
+  }
+  static T round(T v) {
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // v * 2^e for integral e in [-126, 127].
+  static T ldexp(T v, T e) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(e), 23);
+    return _mm256_mul_ps(
+        v, _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23))));
+  }
+};
+
+}  // namespace

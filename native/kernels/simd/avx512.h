@@ -1,0 +1,49 @@
+// 16 floats. Everything here has internal linkage, so that code compiled for this instruction set
+// can never be picked by the linker for another one.
+#pragma once
+
+// GCC's own header leaves merge operands undefined on purpose, and GCC 12 warns about it (PR 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cstddef>
+
+namespace {
+
+struct Vec {
+  using T = __m512;
+  static constexpr size_t kLanes = 16;
+  static constexpr bool kFmaByLane = false;
+  static T load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, T v) { _mm512_storeu_ps(p, v); }
+  static __mmask16 first(size_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static T load_first(const float* p, size_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store_first(float* p, T v, size_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
+  static T set1(float v) { return _mm512_set1_ps(v); }
+  static T add(T a, T b) { return _mm512_add_ps(a, b); }
+  static T sub(T a, T b) { return _mm512_sub_ps(a, b); }
+  static T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  static T div(T a, T b) { return _mm512_div_ps(a, b); }
+  static T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  // x86 gives the second operand where either is NaN, so a NaN in v comes through.
+  static T clamp(T v, T lo, T hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
+  static T max_nan(T a, T b) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+  }
+  static T select_negative(T v, T negative, T otherwise) {
+    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ),
+                              negative);
+  }
+  static T round(T v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // v * 2^e for integral e in [-126, 127].
+  static T ldexp(T v, T e) {
+    const __m512i bits = _mm512_slli_epi32(_mm512_cvtps_epi32(e), 23);
+    return _mm512_mul_ps(
+        v, _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23))));
+  }
+};
+
+}  // namespace

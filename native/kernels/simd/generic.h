@@ -1,0 +1,68 @@
+// 4 floats in plain C++, for CPUs without a path of their own; the compiler vectorises what it can.
+// Internal linkage throughout, as in avx512.h.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+namespace {
+
+struct Vec {
+  struct T {
+    float f[4];
+  };
+  static constexpr size_t kLanes = 4;
+  static constexpr bool kFmaByLane = false;
+  template <typename F>
+  static T map(F f) {
+    return T{{f(0), f(1), f(2), f(3)}};
+  }
+  static T load(const float* p) { return T{{p[0], p[1], p[2], p[3]}}; }
+  static void store(float* p, T v) { store_first(p, v, 4); }
+  static T load_first(const float* p, size_t n) {
+    T v = set1(0);
+    for (size_t i = 0; i < n; ++i) v.f[i] = p[i];
+    return v;
+  }
+  static void store_first(float* p, T v, size_t n) {
+    for (size_t i = 0; i < n; ++i) p[i] = v.f[i];
+  }
+  static T set1(float v) { return T{{v, v, v, v}}; }
+  static T add(T a, T b) {
+    return map([&](int i) { return a.f[i] + b.f[i]; });
+  }
+  static T sub(T a, T b) {
+    return map([&](int i) { return a.f[i] - b.f[i]; });
+  }
+  static T mul(T a, T b) {
+    return map([&](int i) { return a.f[i] * b.f[i]; });
+  }
+  static T div(T a, T b) {
+    return map([&](int i) { return a.f[i] / b.f[i]; });
+  }
+  static T fma(T a, T b, T c) {
+    return map([&](int i) { return a.f[i] * b.f[i] + c.f[i]; });
+  }
+  // The comparisons are turned so that a NaN in v comes through.
+  static T clamp(T v, T lo, T hi) {
+    return map([&](int i) {
+      const float x = lo.f[i] > v.f[i] ? lo.f[i] : v.f[i];
+      return hi.f[i] < x ? hi.f[i] : x;
+    });
+  }
+  static T max_nan(T a, T b) {
+    return map([&](int i) { return a.f[i] >= b.f[i] || std::isnan(a.f[i]) ? a.f[i] : b.f[i]; });
+  }
+  static T select_negative(T v, T negative, T otherwise) {
+    return map([&](int i) { return v.f[i] < 0 ? negative.f[i] : otherwise.f[i]; });
+  }
+  static T round(T v) {
+    return map([&](int i) { return std::nearbyint(v.f[i]); });
+  }
+  // v * 2^e for integral e in [-126, 127].
+  static T ldexp(T v, T e) {
+    return map([&](int i) { return std::ldexp(v.f[i], static_cast<int>(e.f[i])); });
+  }
+};
+
+}  // namespace
