@@ -1,0 +1,221 @@
+"""From a torch model to one `.onnx` file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from torch import Tensor, nn
+
+from semisparse import ops
+from semisparse.errors import ExportError, ModelError
+from semisparse.export.fold import fold_batch_norm
+from semisparse.export.fuse import fuse, is_conv
+from semisparse.export.graph import simplify, trace
+from semisparse.export.layout import to_nhwc, transposes
+from semisparse.export.mask import layer_of, put_masks
+from semisparse.export.metadata import metadata
+from semisparse.export.verify import verify as verify_file
+from semisparse.layers import MaskedConv2d
+from semisparse.masks import sparsity_of
+
+# Protocol buffers hold at most 2 GiB; the rest of a file is small beside its weights.
+_MAX_BYTES = 2**31 - 2**24
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """A convolution in the file.
+
+    Attributes:
+        name: of the node, which is the layer's, with `#2` and so on for further calls.
+        op: the operator, such as `ConvFillNearestAddRelu`.
+        height, width: of the output plane.
+        sparsity: fraction of the plane that is masked.
+    """
+
+    name: str
+    op: str
+    height: int
+    width: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_onnx` wrote.
+
+    Attributes:
+        path: the file.
+        layers: its convolutions in order.
+        errors: norm-relative, against torch in float64, of the `portable` bodies and of the
+            `library`; empty if the file was not verified.
+        transposes: how many are in the graph.
+        dynamic_batch: whether the file runs at any batch size.
+        size: of the file in bytes.
+        opset: of the default domain.
+    """
+
+    path: Path
+    layers: tuple[ExportedLayer, ...]
+    errors: dict[str, float]
+    transposes: int
+    dynamic_batch: bool
+    size: int
+    opset: int
+
+
+def export_onnx(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+) -> ExportReport:
+    """Write a model, with its masks, as one `.onnx` file that runs anywhere.
+
+    Height and width are those of the example, the batch size is free where the model allows it.
+    Inputs and outputs are NCHW, named `input` and `output`, or `input_0`, `input_1` and so on.
+
+    Args:
+        model: float32, on any device; it is not changed.
+        example_input: `[N, C, H, W]`, or the tensors that the model's forward takes.
+        path: the file; one that is there is replaced, after everything else has succeeded.
+        verify: compare the file with torch before it is written.
+
+    Raises:
+        ModelError: the model has no convolution, has values that are not finite or not float32, or
+            torch cannot export it.
+        ExportError: the file does not compute what torch computes, is over 2 GiB, or cannot be
+            written. Nothing is written then.
+        LibraryError: the operator library, which `verify` needs, is missing.
+    """
+    path = Path(path)
+    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    inputs = tuple(x.detach().cpu() for x in inputs)
+    _check_target(path)
+    _check_model(model)
+    model = copy.deepcopy(model).cpu().eval()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+
+    graph_model = build(model, inputs, layers)
+    masks = {name: layer.mask for name, layer in layers.items()}
+    graph_model.metadata_props.update(metadata(model, masks))
+    file = ir.to_proto(graph_model).SerializeToString()
+    with torch.no_grad():
+        errors = verify_file(model, inputs, file, path) if verify else {}
+    _write(path, file)
+    return ExportReport(
+        path=path,
+        layers=_exported_layers(graph_model, masks),
+        errors=errors,
+        transposes=transposes(graph_model),
+        dynamic_batch=_has_dynamic_batch(graph_model),
+        size=len(file),
+        opset=ops.OPSET,
+    )
+
+
+def build(
+    model: nn.Module, inputs: tuple[Tensor, ...], layers: dict[str, MaskedConv2d]
+) -> ir.Model:
+    """The graph as it goes into the file: the passes in their order."""
+    graph_model = trace(model, inputs)
+    simplify(graph_model)
+    fold_batch_norm(graph_model)
+    to_nhwc(graph_model)
+    if not any(map(is_conv, graph_model.graph)):
+        raise ModelError(
+            f"{type(model).__name__} has no 2-d float32 convolution with constant weights, so there "
+            "is nothing to run faster; export it with torch.onnx.export."
+        )
+    put_masks(graph_model, layers)
+    fuse(graph_model)
+    passes.ClearMetadataAndDocStringPass()(graph_model)
+    passes.NameFixPass()(graph_model)
+    _add_bodies(graph_model)
+    return graph_model
+
+
+def _add_bodies(graph_model: ir.Model) -> None:
+    names = sorted({node.op_type for node in graph_model.graph if node.domain == ops.DOMAIN})
+    for name in names:
+        function = ir.serde.deserialize_function(ops.portable_body(name))
+        graph_model.functions[function.identifier()] = function
+
+
+def _check_model(model: nn.Module) -> None:
+    size = 0
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        size += tensor.numel() * tensor.element_size()
+        if not tensor.is_floating_point():
+            continue
+        if tensor.dtype != torch.float32:
+            raise ModelError(f"{name} is {tensor.dtype}; convert the model with model.float().")
+        if not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise ModelError(
+                f"{name} has {count} values that are NaN or infinite; export a checkpoint from "
+                "before training diverged."
+            )
+    if size > _MAX_BYTES:
+        raise ExportError(
+            f"the model has {size} bytes of weights, and one .onnx file holds at most {_MAX_BYTES}; "
+            "export a smaller model or its parts."
+        )
+
+
+def _check_target(path: Path) -> None:
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the path of a file.")
+    if not path.parent.is_dir():
+        raise ExportError(f"the folder {path.parent} does not exist; create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise ExportError(f"the folder {path.parent} is not writable; choose another one.")
+
+
+def _write(path: Path, file: bytes) -> None:
+    """Put the file in place whole or not at all."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as out:
+            temporary = out.name
+            out.write(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ExportError(f"{path} cannot be written ({error}); choose another place.") from error
+
+
+def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[ExportedLayer, ...]:
+    listed = []
+    for node in filter(is_conv, graph_model.graph):
+        shape = node.outputs[0].shape
+        assert shape is not None
+        height, width = (dim for dim in shape[1:3] if isinstance(dim, int))
+        mask = masks.get(layer_of(node))
+        listed.append(
+            ExportedLayer(
+                name=node.name or "",
+                op=node.op_type,
+                height=height,
+                width=width,
+                sparsity=0.0 if mask is None else sparsity_of(mask),
+            )
+        )
+    return tuple(listed)
+
+
+def _has_dynamic_batch(graph_model: ir.Model) -> bool:
+    shape = graph_model.graph.inputs[0].shape
+    return shape is not None and not isinstance(shape[0], int)

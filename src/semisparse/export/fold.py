@@ -1,0 +1,103 @@
+"""Batch normalisation as part of a convolution.
+
+Exact for masked convolutions too: with `y = a * (fill(W * x) + b) + c` per channel, the scale `a`
+goes into the weights, and `a * b + c` is the folded bias that masked positions hold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from semisparse.export.graph import constant, is_constant, remove_unused
+
+
+def fold_batch_norm(model: ir.Model) -> None:
+    """Fold every 2-d batch normalisation into the convolution before it.
+
+    Where there is none, or its output is used elsewhere too, a depthwise 1x1 convolution takes its
+    place. A convolution that is called twice gets its own weights for each call.
+    """
+    for node in list(model.graph):
+        if node.op_type != "BatchNormalization" or not all(map(is_constant, node.inputs[1:])):
+            continue
+        x = node.inputs[0]
+        assert x is not None
+        if x.shape is None or x.shape.rank() != 4:
+            continue
+        scale, shift = _affine(node)
+        conv = x.producer()
+        if conv is not None and _can_fold(conv):
+            _fold(model, conv, scale, shift)
+            y = node.outputs[0]
+            ir.convenience.replace_all_uses_with(y, x, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+            x.name = y.name
+        else:
+            _replace(model, node, scale, shift)
+    remove_unused(model)
+
+
+def _affine(node: ir.Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scale and shift per channel, in float64."""
+    gamma, beta, mean, variance = (_array(value) for value in node.inputs[1:])
+    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return scale, beta - mean * scale
+
+
+def _can_fold(conv: ir.Node) -> bool:
+    out = conv.outputs[0]
+    return (
+        conv.op_type == "Conv"
+        and all(map(is_constant, conv.inputs[1:]))
+        and len(out.uses()) == 1
+        and not out.is_graph_output()
+    )
+
+
+def _fold(
+    model: ir.Model, conv: ir.Node, scale: NDArray[np.float64], shift: NDArray[np.float64]
+) -> None:
+    weights = _array(conv.inputs[1]) * scale[:, None, None, None]
+    bias = shift + scale * _array(conv.inputs[2]) if len(conv.inputs) > 2 else shift
+    _set_weights(model, conv, weights, bias)
+
+
+def _replace(
+    model: ir.Model, node: ir.Node, scale: NDArray[np.float64], shift: NDArray[np.float64]
+) -> None:
+    channels = len(scale)
+    conv = ir.node(
+        "Conv",
+        [node.inputs[0]],
+        {
+            "kernel_shape": [1, 1],
+            "strides": [1, 1],
+            "pads": [0, 0, 0, 0],
+            "dilations": [1, 1],
+            "group": channels,
+        },
+        name=node.name,
+    )
+    out = node.outputs[0]
+    conv.outputs[0].shape, conv.outputs[0].type = out.shape, out.type
+    _set_weights(model, conv, scale.reshape(channels, 1, 1, 1), shift)
+    ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], [conv], [out], [conv.outputs[0]]
+    )
+
+
+def _set_weights(
+    model: ir.Model, conv: ir.Node, weights: NDArray[np.float64], bias: NDArray[np.float64]
+) -> None:
+    conv.resize_inputs(3)
+    for index, (kind, array) in enumerate((("weight", weights), ("bias", bias)), start=1):
+        value = constant(model, f"{conv.name}.{kind}", array.astype(np.float32))
+        conv.replace_input_with(index, value)
+
+
+def _array(value: ir.Value | None) -> NDArray[np.float64]:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float64)
