@@ -26,10 +26,10 @@ semisparse_status guard(const F& f) {
     f();
     return SEMISPARSE_OK;
   } catch (const Error& error) {
-    last_error = error.what();
+    last_error = error.what() + std::string(".");
     return error.status();
   } catch (const std::bad_alloc&) {
-    last_error = "out of memory; use a smaller batch or plane";
+    last_error = "out of memory; use a smaller batch or plane.";
     return SEMISPARSE_OUT_OF_MEMORY;
   } catch (const std::exception& error) {
     last_error = error.what();

@@ -43,7 +43,11 @@ double measure_fma(const IsaInfo& isa, double seconds) {
 }
 
 double measure_copy(size_t bytes, double seconds) {
-  const size_t floats = std::max<size_t>(1, bytes / sizeof(float));
+  const size_t floats = bytes / sizeof(float);
+  if (floats == 0 || bytes > (size_t{1} << 34)) {
+    invalid("a copy of " + std::to_string(bytes) +
+            " bytes cannot be measured; choose between 4 bytes and 16 GiB");
+  }
   const Buffer from = make_buffer(floats);
   const Buffer to = make_buffer(floats);
   std::fill_n(from.get(), floats, 1.0f);

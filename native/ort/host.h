@@ -76,9 +76,9 @@ OrtStatus* guard(const OrtApi& api, const std::string& subject, const F& f) {
     return nullptr;
   } catch (const Error& error) {
     const int code = error.status() == SEMISPARSE_INVALID_ARGUMENT ? kInvalidArgument : kFail;
-    return create_status(api, code, (subject + ": " + error.what()).c_str());
+    return create_status(api, code, (subject + ": " + error.what() + ".").c_str());
   } catch (const std::exception& error) {
-    return create_status(api, kFail, (subject + ": " + error.what()).c_str());
+    return create_status(api, kFail, (subject + ": " + error.what() + ".").c_str());
   }
 }
 
