@@ -38,7 +38,8 @@ semisparse_status guard(const F& f) {
 }
 
 void need(const void* pointer, const char* what) {
-  if (pointer == nullptr) semisparse::invalid(std::string(what) + " is NULL; it must point to valid memory");
+  if (pointer == nullptr)
+    semisparse::invalid(std::string(what) + " is NULL; it must point to valid memory");
 }
 
 }  // namespace
@@ -87,9 +88,8 @@ semisparse_status semisparse_source_map(const uint8_t* mask, int64_t height, int
 }
 
 semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc, const float* weights,
-                                         const float* bias, const int32_t* source,
-                                         int64_t height, int64_t width, const char* isa,
-                                         semisparse_conv** conv) {
+                                         const float* bias, const int32_t* source, int64_t height,
+                                         int64_t width, const char* isa, semisparse_conv** conv) {
   return guard([&] {
     need(desc, "desc");
     need(weights, "weights");
@@ -125,8 +125,7 @@ semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* 
     need(conv, "conv");
     need(x, "x");
     need(y, "y");
-    conv->conv.run(x, batch, height, width, residual, y,
-                   semisparse::Parallel(parallel_for, ctx));
+    conv->conv.run(x, batch, height, width, residual, y, semisparse::Parallel(parallel_for, ctx));
   });
 }
 
@@ -150,7 +149,7 @@ semisparse_status semisparse_pool_run(const semisparse_pool_desc* desc, const fl
     need(x, "x");
     need(y, "y");
     semisparse::run_pool(*desc, x, batch, height, width, channels, y, semisparse::find_isa(isa),
-                     semisparse::Parallel(parallel_for, ctx));
+                         semisparse::Parallel(parallel_for, ctx));
   });
 }
 
@@ -162,8 +161,7 @@ semisparse_status semisparse_measure_fma(const char* isa, double seconds,
   });
 }
 
-semisparse_status semisparse_measure_copy(size_t bytes, double seconds,
-                                          double* bytes_per_second) {
+semisparse_status semisparse_measure_copy(size_t bytes, double seconds, double* bytes_per_second) {
   return guard([&] {
     need(bytes_per_second, "bytes_per_second");
     *bytes_per_second = semisparse::measure_copy(bytes, seconds);

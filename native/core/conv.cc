@@ -123,8 +123,7 @@ struct Conv::Work {
 
 // Where a run of rows comes from and goes to; filled for one tile at a time.
 struct Conv::Rows {
-  Rows(size_t m, size_t taps, size_t copies)
-      : pointers(m * taps), ends(m), dests(m * copies) {}
+  Rows(size_t m, size_t taps, size_t copies) : pointers(m * taps), ends(m), dests(m * copies) {}
 
   SmallArray<const float*, 384> pointers;
   SmallArray<uint32_t, 32> ends;
@@ -143,8 +142,7 @@ void Conv::Rows::fill(const Conv& conv, const Work& work, size_t row, size_t m, 
   const auto width = static_cast<size_t>(work.out_width);
   const int64_t reach_y = work.tap_at.back()[0];
   const int64_t reach_x = work.tap_at.back()[1];
-  const auto image_floats =
-      static_cast<size_t>(work.height * work.width) * work.in_channels;
+  const auto image_floats = static_cast<size_t>(work.height * work.width) * work.in_channels;
   const float** out = pointers.data();
   uint32_t* end = ends.data();
   dest_count = 0;
@@ -216,16 +214,27 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   lo_ = -kInfinity;
   hi_ = kInfinity;
   switch (desc.activation) {
-    case SEMISPARSE_IDENTITY: break;
-    case SEMISPARSE_RELU: lo_ = 0; break;
+    case SEMISPARSE_IDENTITY:
+      break;
+    case SEMISPARSE_RELU:
+      lo_ = 0;
+      break;
     case SEMISPARSE_CLIP:
       lo_ = desc.activation_a;
       hi_ = desc.activation_b;
       break;
-    case SEMISPARSE_LEAKY_RELU: activate_ = epilogue_->leaky_relu; break;
-    case SEMISPARSE_SILU: activate_ = epilogue_->silu; break;
-    case SEMISPARSE_HARD_SWISH: activate_ = epilogue_->hard_swish; break;
-    case SEMISPARSE_SIGMOID: activate_ = epilogue_->sigmoid; break;
+    case SEMISPARSE_LEAKY_RELU:
+      activate_ = epilogue_->leaky_relu;
+      break;
+    case SEMISPARSE_SILU:
+      activate_ = epilogue_->silu;
+      break;
+    case SEMISPARSE_HARD_SWISH:
+      activate_ = epilogue_->hard_swish;
+      break;
+    case SEMISPARSE_SIGMOID:
+      activate_ = epilogue_->sigmoid;
+      break;
   }
 
   // Kernels load whole vectors of it, past the last channel of a panel.
@@ -339,8 +348,8 @@ bool Conv::runs_along_rows() const {
          desc_.kernel[1] > 1 && desc_.dilations[1] == 1;
 }
 
-void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width,
-               const float* residual, float* y, const Parallel& parallel) const {
+void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
+               float* y, const Parallel& parallel) const {
   const Plane out = output_plane(height, width);
   const int64_t plane = out.height * out.width;
   if (batch < 0 || (batch > 0 && plane > std::numeric_limits<uint32_t>::max() / batch)) {
@@ -370,8 +379,8 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width,
   if (along_rows) {
     const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
     const int64_t padded_width = width + desc_.pads[1] + desc_.pads[3];
-    scratch = scratch_.take(static_cast<size_t>(batch * padded_height * padded_width) *
-                            work.in_channels);
+    scratch =
+        scratch_.take(static_cast<size_t>(batch * padded_height * padded_width) * work.in_channels);
     pad_input(work, x, scratch->data.get(), parallel);
   } else {
     work.zeros = zeros_.get();
@@ -386,9 +395,8 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width,
     }
   }
   work.taps = work.tap_at.size();
-  work.channels =
-      work.in_channels / static_cast<size_t>(desc_.group) *
-      static_cast<size_t>(along_rows ? desc_.kernel[1] : 1);
+  work.channels = work.in_channels / static_cast<size_t>(desc_.group) *
+                  static_cast<size_t>(along_rows ? desc_.kernel[1] : 1);
 
   divide(work);
   if (dwconv_ != nullptr) {
@@ -436,12 +444,11 @@ void Conv::divide(Work& work) const {
   // Weights that stay in the second-level cache beside the rows are best met once per row, so that
   // each row is read once; larger ones panel by panel, so that a panel stays there over all rows.
   work.by_panel = dwconv_ == nullptr && panels_.size() > 1 && weight_bytes > l2_cache_bytes() / 4;
-  const size_t columns = work.by_panel ? ceil_div(work.out_channels, panels_.size())
-                                       : work.out_channels;
+  const size_t columns =
+      work.by_panel ? ceil_div(work.out_channels, panels_.size()) : work.out_channels;
   const size_t row_flops = 2 * (dwconv_ != nullptr ? work.taps : depth) * columns;
   const size_t flops = work.rows * row_flops * (work.by_panel ? panels_.size() : 1);
-  const size_t target =
-      std::max(kSmallestTaskFlops, std::min(kTaskFlops, flops / kTasksWanted));
+  const size_t target = std::max(kSmallestTaskFlops, std::min(kTaskFlops, flops / kTasksWanted));
   size_t rows = std::max<size_t>(1, target / row_flops);
   if (mr_ != 0) rows = ceil_div(rows, mr_) * mr_;
   // Beyond the cache every task streams its panel anew: then all rows belong together.
@@ -459,8 +466,7 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   const size_t end = std::min(work.rows, begin + work.rows_per_task);
   const size_t first = work.by_panel ? task / work.row_tasks : 0;
   const size_t last = work.by_panel ? first + 1 : panels_.size();
-  const size_t panel_bytes =
-      work.taps * work.channels * panels_[first].kernel->nr * sizeof(float);
+  const size_t panel_bytes = work.taps * work.channels * panels_[first].kernel->nr * sizeof(float);
   if (work.by_panel && panel_bytes > l2_cache_bytes() / 2 && end - begin > mr_) {
     igemm_blocked(work, begin, end, panels_[first]);
   } else {
@@ -519,8 +525,8 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
   }
 }
 
-// A panel larger than the cache: a block of it that fits is used for all rows before the next one is
-// touched, and the accumulators wait in between. So the weights come from memory once.
+// A panel larger than the cache: a block of it that fits is used for all rows before the next one
+// is touched, and the accumulators wait in between. So the weights come from memory once.
 void Conv::igemm_blocked(const Work& work, size_t begin, size_t end, const Panel& panel) const {
   const size_t nr = panel.kernel->nr;
   Rows rows(mr_, work.taps, copies_);
@@ -600,8 +606,7 @@ void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel
     if (work.residual == nullptr) {
       std::memcpy(work.y + at, blank_row_.get() + channel, channels * sizeof(float));
     } else {
-      epilogue_->clamp(bias_.get() + channel, work.residual + at, work.y + at, channels, lo_,
-                       hi_);
+      epilogue_->clamp(bias_.get() + channel, work.residual + at, work.y + at, channels, lo_, hi_);
       activate(work.y + at, channels);
     }
   }

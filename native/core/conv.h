@@ -16,7 +16,8 @@
 namespace semisparse {
 
 // One piece of scratch memory kept from run to run. Concurrent runs of one convolution each get
-// their own: whoever finds the slot empty allocates, and the last to finish leaves its piece behind.
+// their own: whoever finds the slot empty allocates, and the last to finish leaves its piece
+// behind.
 class ScratchSlot {
  public:
   ScratchSlot() = default;
@@ -88,7 +89,7 @@ class Conv {
   Buffer weights_, bias_;
   Buffer zeros_;      // what a tap outside the plane reads
   Buffer blank_row_;  // activation(bias), what a blank position holds where there is no residual
-  std::vector<Panel> panels_;             // empty for a depthwise convolution
+  std::vector<Panel> panels_;               // empty for a depthwise convolution
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
   size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes

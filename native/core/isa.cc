@@ -39,13 +39,13 @@ const IsaInfo& named(const std::string& name, const char* whose) {
   for (const IsaInfo& info : kBuilt) {
     if (name != info.name) continue;
     if (info.usable) return info;
-    throw Error(SEMISPARSE_UNSUPPORTED, whose + (" instruction set '" + name) +
-                                            "' cannot run on this CPU; choose one of: " +
-                                            built_names());
+    throw Error(SEMISPARSE_UNSUPPORTED,
+                whose + (" instruction set '" + name) +
+                    "' cannot run on this CPU; choose one of: " + built_names());
   }
-  throw Error(SEMISPARSE_UNSUPPORTED, whose + (" instruction set '" + name) +
-                                          "' was not built into this library; choose one of: " +
-                                          built_names());
+  throw Error(SEMISPARSE_UNSUPPORTED,
+              whose + (" instruction set '" + name) +
+                  "' was not built into this library; choose one of: " + built_names());
 }
 
 }  // namespace

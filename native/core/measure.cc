@@ -12,8 +12,8 @@
 namespace semisparse {
 namespace {
 
-// Repeats `work`, which returns what it did, in slices of about a millisecond for the given time and
-// returns the best rate: on a shared machine the peak is what the undisturbed slices reach.
+// Repeats `work`, which returns what it did, in slices of about a millisecond for the given time
+// and returns the best rate: on a shared machine the peak is what the undisturbed slices reach.
 template <typename Work>
 double best_rate(double seconds, const Work& work) {
   using Clock = std::chrono::steady_clock;

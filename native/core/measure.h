@@ -7,7 +7,7 @@
 
 namespace semisparse {
 
-double measure_fma(const IsaInfo& isa, double seconds);    // FLOP/s of one core
-double measure_copy(size_t bytes, double seconds);         // bytes/s, read plus written
+double measure_fma(const IsaInfo& isa, double seconds);  // FLOP/s of one core
+double measure_copy(size_t bytes, double seconds);       // bytes/s, read plus written
 
 }  // namespace semisparse

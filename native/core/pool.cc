@@ -62,8 +62,7 @@ void pool_output_size(const semisparse_pool_desc& d, int64_t height, int64_t wid
               " does not fit a side of " + std::to_string(sizes[i]));
     }
     int64_t out = room / d.strides[i] + 1;
-    if (d.ceil_mode != 0 && room % d.strides[i] != 0 &&
-        out * d.strides[i] < sizes[i] + d.pads[i]) {
+    if (d.ceil_mode != 0 && room % d.strides[i] != 0 && out * d.strides[i] < sizes[i] + d.pads[i]) {
       ++out;  // but no window may start beyond the input
     }
     *outs[i] = out;
@@ -71,8 +70,8 @@ void pool_output_size(const semisparse_pool_desc& d, int64_t height, int64_t wid
 }
 
 void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, int64_t height,
-          int64_t width, int64_t channels, float* y, const IsaInfo& isa,
-          const Parallel& parallel) {
+              int64_t width, int64_t channels, float* y, const IsaInfo& isa,
+              const Parallel& parallel) {
   int64_t out_height = 0;
   int64_t out_width = 0;
   pool_output_size(desc, height, width, &out_height, &out_width);
@@ -86,7 +85,8 @@ void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, i
   std::vector<Span> across;
   for (int64_t ox = 0; ox < out_width; ++ox) across.push_back(span(desc, 1, width, ox));
 
-  // A task is one output row; where there is but one position (a global pool), channels are cut too.
+  // A task is one output row; where there is but one position (a global pool), channels are cut
+  // too.
   constexpr int64_t kChannels = 256;
   const int64_t rows = batch * out_height;
   const int64_t slices = out_height * out_width == 1 ? (channels + kChannels - 1) / kChannels : 1;

@@ -13,6 +13,7 @@ namespace semisparse {
 void pool_output_size(const semisparse_pool_desc& desc, int64_t height, int64_t width,
                       int64_t* out_height, int64_t* out_width);
 void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, int64_t height,
-          int64_t width, int64_t channels, float* y, const IsaInfo& isa, const Parallel& parallel);
+              int64_t width, int64_t channels, float* y, const IsaInfo& isa,
+              const Parallel& parallel);
 
 }  // namespace semisparse

@@ -33,17 +33,16 @@ const Entry<dwconv::Kernel> kDwconv[] = {
 };
 
 const Entry<pool::Kernel> kPool[] = {
-#define SEMISPARSE_POOL(isa) \
-  {isa, {"pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa}},
+#define SEMISPARSE_POOL(isa) {isa, {"pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa}},
 #include "kernels/pool/kernels.inc"
 #undef SEMISPARSE_POOL
 };
 
 const Entry<epilogue::Kernel> kEpilogue[] = {
-#define SEMISPARSE_EPILOGUE(isa)                                                  \
-  {isa,                                                                           \
-   {"epilogue_" #isa, epilogue::clamp_##isa, epilogue::leaky_relu_##isa,          \
-    epilogue::silu_##isa, epilogue::hard_swish_##isa, epilogue::sigmoid_##isa}},
+#define SEMISPARSE_EPILOGUE(isa)                                                               \
+  {isa,                                                                                        \
+   {"epilogue_" #isa, epilogue::clamp_##isa, epilogue::leaky_relu_##isa, epilogue::silu_##isa, \
+    epilogue::hard_swish_##isa, epilogue::sigmoid_##isa}},
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 };

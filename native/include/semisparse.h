@@ -41,8 +41,9 @@ typedef enum semisparse_activation {
 } semisparse_activation;
 
 typedef enum semisparse_fill {
-  SEMISPARSE_FILL_BIAS = 0,   /* masked positions have a linear part of zero */
-  SEMISPARSE_FILL_NEAREST = 1 /* masked positions take the linear part of the nearest computed one */
+  SEMISPARSE_FILL_BIAS = 0, /* masked positions have a linear part of zero */
+  SEMISPARSE_FILL_NEAREST =
+      1 /* masked positions take the linear part of the nearest computed one */
 } semisparse_fill;
 
 typedef struct semisparse_conv semisparse_conv;
@@ -141,12 +142,9 @@ SEMISPARSE_API semisparse_status semisparse_pool_output_size(const semisparse_po
                                                              int64_t* out_height,
                                                              int64_t* out_width);
 /* x: [batch, height, width, channels]; y: [batch, out_height, out_width, channels]. */
-SEMISPARSE_API semisparse_status semisparse_pool_run(const semisparse_pool_desc* desc,
-                                                     const float* x, int64_t batch, int64_t height,
-                                                     int64_t width, int64_t channels, float* y,
-                                                     const char* isa,
-                                                     semisparse_parallel_for parallel_for,
-                                                     void* ctx);
+SEMISPARSE_API semisparse_status semisparse_pool_run(
+    const semisparse_pool_desc* desc, const float* x, int64_t batch, int64_t height, int64_t width,
+    int64_t channels, float* y, const char* isa, semisparse_parallel_for parallel_for, void* ctx);
 
 /* What this machine can do, measured on the calling thread for about the given time: fused
  * multiply-adds of one instruction set from registers (FLOP/s, an FMA is 2), and copying a buffer

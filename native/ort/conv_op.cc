@@ -18,12 +18,9 @@ struct ActivationName {
   const char* suffix;
 };
 constexpr ActivationName kActivations[] = {
-    {SEMISPARSE_IDENTITY, ""},
-    {SEMISPARSE_RELU, "Relu"},
-    {SEMISPARSE_CLIP, "Clip"},
-    {SEMISPARSE_LEAKY_RELU, "LeakyRelu"},
-    {SEMISPARSE_SILU, "Silu"},
-    {SEMISPARSE_HARD_SWISH, "HardSwish"},
+    {SEMISPARSE_IDENTITY, ""},       {SEMISPARSE_RELU, "Relu"},
+    {SEMISPARSE_CLIP, "Clip"},       {SEMISPARSE_LEAKY_RELU, "LeakyRelu"},
+    {SEMISPARSE_SILU, "Silu"},       {SEMISPARSE_HARD_SWISH, "HardSwish"},
     {SEMISPARSE_SIGMOID, "Sigmoid"},
 };
 
@@ -57,8 +54,7 @@ class ConvOp : public Operator<ConvOp> {
     const Tensor weights = constant(api, info, kWeights, "weights");
     const Tensor bias = constant(api, info, kBias, "bias");
     if (weights.shape.size() != 4) {
-      invalid("weights of shape " + text(weights.shape) +
-              " are not [C_out, C_in / group, kh, kw]");
+      invalid("weights of shape " + text(weights.shape) + " are not [C_out, C_in / group, kh, kw]");
     }
     if (bias.shape != Shape{weights.shape[0]}) {
       invalid("the bias has shape " + text(bias.shape) + "; weights of shape " +
@@ -99,10 +95,9 @@ class ConvOp : public Operator<ConvOp> {
     }
     const auto* bias_values = static_cast<const float*>(bias.data);
     const auto* weight_values = static_cast<const float*>(weights.data);
-    return std::unique_ptr<Kernel>(
-        new Kernel{{desc, weight_values, bias_values,
-                    fill_ == Fill::kNone ? nullptr : source.data(), height, width,
-                    selected_isa()}});
+    return std::unique_ptr<Kernel>(new Kernel{{desc, weight_values, bias_values,
+                                               fill_ == Fill::kNone ? nullptr : source.data(),
+                                               height, width, selected_isa()}});
   }
 
   void compute(const Kernel& kernel, const OrtApi& api, OrtKernelContext* context) const {

@@ -72,8 +72,8 @@ float float_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* 
   return succeeded(api, KernelInfoGetAttribute_float(api, info, name, &value)) ? value : otherwise;
 }
 
-void ints_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
-                    int64_t* values, size_t n) {
+void ints_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, int64_t* values,
+                    size_t n) {
   size_t found = 0;
   if (!succeeded(api, KernelInfoGetAttributeArray_int64(api, info, name,
                                                         static_cast<int64_t*>(nullptr), &found))) {

@@ -38,8 +38,8 @@ struct Tensor {
 Shape shape_of(const OrtApi& api, const OrtValue* value);
 Tensor input(const OrtApi& api, const OrtKernelContext* context, size_t index);
 float* output(const OrtApi& api, OrtKernelContext* context, const Shape& shape);
-// Throws where the input is no constant initializer: one that is also listed as a graph input can be
-// replaced at run time, and packed weights would then be wrong.
+// Throws where the input is no constant initializer: one that is also listed as a graph input can
+// be replaced at run time, and packed weights would then be wrong.
 Tensor constant(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* what);
 
 int64_t int_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
@@ -47,8 +47,8 @@ int64_t int_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* 
 float float_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
                       float otherwise);
 // Into values[n], which hold the default. Throws where the attribute has another length.
-void ints_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
-                    int64_t* values, size_t n);
+void ints_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, int64_t* values,
+                    size_t n);
 
 // During shape inference: shapes with -1 for what is unknown, empty for an unknown rank.
 Shape inferred_shape(const OrtApi& api, const OrtShapeInferContext* context, size_t index);

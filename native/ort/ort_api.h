@@ -1,9 +1,9 @@
 // The part of ONNX Runtime's C API that the operators use.
 //
-// The PyPI wheel ships no headers, and the API is append-only ("NEVER remove or rearrange", pinned by
-// static asserts in every release): a function's index in OrtApi never changes. So this header names
-// the indices, and the library needs nothing of ONNX Runtime to build. Tried on 1.17.3, 1.21.1 and
-// 1.31.1. KernelContext_ParallelFor (1.17) is the newest function used.
+// The PyPI wheel ships no headers, and the API is append-only ("NEVER remove or rearrange", pinned
+// by static asserts in every release): a function's index in OrtApi never changes. So this header
+// names the indices, and the library needs nothing of ONNX Runtime to build. Tried
+// on 1.17.3, 1.21.1 and 1.31.1. KernelContext_ParallelFor (1.17) is the newest function used.
 #pragma once
 
 #include <cstddef>
@@ -69,17 +69,17 @@ namespace semisparse::ort {
 constexpr uint32_t kApiVersion = 17;
 constexpr int kFail = 1;
 constexpr int kInvalidArgument = 2;
-constexpr int kFloat = 1;   // element types
+constexpr int kFloat = 1;  // element types
 constexpr int kUint8 = 2;
 constexpr int kInt32 = 6;
-constexpr int kRequired = 0;    // input characteristics
-constexpr int kMemoryCpu = 0;   // memory types
+constexpr int kRequired = 0;      // input characteristics
+constexpr int kMemoryCpu = 0;     // memory types
 constexpr int kAttributeInt = 1;  // attribute types
 constexpr int kAttributeInts = 2;
 
-#define SEMISPARSE_ORT(name, index, ...)                                                \
-  template <typename... Args>                                                           \
-  auto name(const OrtApi& api, Args... args) {                                          \
+#define SEMISPARSE_ORT(name, index, ...)                                                 \
+  template <typename... Args>                                                            \
+  auto name(const OrtApi& api, Args... args) {                                           \
     return reinterpret_cast<OrtStatus* (*)(__VA_ARGS__)>(api.functions[index])(args...); \
   }
 

@@ -2,7 +2,8 @@
 //
 // One call computes `m` output positions for `channels` channels:
 //
-//     y[d * ldy + c] = min(max(bias[c] + sum over t < taps of rows[i * taps + t][c] * weights[t * ldw + c]
+//     y[d * ldy + c] = min(max(bias[c] + sum over t < taps of rows[i * taps + t][c] * weights[t *
+//     ldw + c]
 //                              + residual[d * ldy + c], lo), hi)
 //
 // for every position d in row i's part of `dests` (its own place and the masked places that copy
@@ -21,11 +22,11 @@ struct Strip {
   const float* const* rows;  // [m][taps]
   const float* weights;      // [taps][ldw], readable up to whole vectors
   size_t ldw;
-  const float* bias;         // [channels], readable up to whole vectors
+  const float* bias;  // [channels], readable up to whole vectors
   const uint32_t* dests;
   const uint32_t* dest_end;  // [m]
   float* y;
-  const float* residual;     // or null
+  const float* residual;  // or null
   size_t ldy;
   float lo, hi;
 };

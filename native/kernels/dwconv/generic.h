@@ -17,8 +17,8 @@ void finish(const Strip& s, const Vec::T (&acc)[NV], const uint32_t* dest, const
       const size_t at = offset + v * Vec::kLanes;
       Vec::T value = acc[v];
       if (s.residual != nullptr) {
-        value = Vec::add(value, whole ? Vec::load(s.residual + at)
-                                      : Vec::load_first(s.residual + at, last));
+        value = Vec::add(
+            value, whole ? Vec::load(s.residual + at) : Vec::load_first(s.residual + at, last));
       }
       value = Vec::clamp(value, lo, hi);
       if (whole) {
@@ -100,7 +100,7 @@ void run(const Strip& s) {
 }  // namespace
 }  // namespace semisparse::dwconv
 
-#define SEMISPARSE_DWCONV_DEFINE(isa)                    \
-  namespace semisparse::dwconv {                         \
+#define SEMISPARSE_DWCONV_DEFINE(isa)                   \
+  namespace semisparse::dwconv {                        \
   void dwconv_##isa(const Strip& strip) { run(strip); } \
   }

@@ -23,11 +23,12 @@ struct Kernel {
   Activate sigmoid;
 };
 
-#define SEMISPARSE_EPILOGUE(isa)                                                               \
-  void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, float hi); \
-  void leaky_relu_##isa(float* y, size_t n, float a);                                          \
-  void silu_##isa(float* y, size_t n, float a);                                                \
-  void hard_swish_##isa(float* y, size_t n, float a);                                          \
+#define SEMISPARSE_EPILOGUE(isa)                                                           \
+  void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, \
+                   float hi);                                                              \
+  void leaky_relu_##isa(float* y, size_t n, float a);                                      \
+  void silu_##isa(float* y, size_t n, float a);                                            \
+  void hard_swish_##isa(float* y, size_t n, float a);                                      \
   void sigmoid_##isa(float* y, size_t n, float a);
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE

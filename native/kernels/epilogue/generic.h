@@ -6,10 +6,10 @@
 namespace semisparse::epilogue {
 namespace {
 
-// 1 / (1 + e^-x) to within 2 ulp. e^-x = 2^n * e^r with n = round(-x / ln 2) and |r| <= ln(2) / 2, where
-// the Taylor polynomial of degree 7 is exact to float precision; ln 2 is subtracted in two parts
-// (Cody and Waite) so that r keeps its last bits. The clamp keeps 2^n a normal number: beyond +-87 the
-// sigmoid is 0 or 1 to float precision anyway.
+// 1 / (1 + e^-x) to within 2 ulp. e^-x = 2^n * e^r with n = round(-x / ln 2) and |r| <= ln(2) / 2,
+// where the Taylor polynomial of degree 7 is exact to float precision; ln 2 is subtracted in two
+// parts (Cody and Waite) so that r keeps its last bits. The clamp keeps 2^n a normal number: beyond
+// +-87 the sigmoid is 0 or 1 to float precision anyway.
 Vec::T sigmoid_of(Vec::T x) {
   const Vec::T z = Vec::clamp(Vec::sub(Vec::set1(0), x), Vec::set1(-87), Vec::set1(87));
   const Vec::T n = Vec::round(Vec::mul(z, Vec::set1(1.44269504f)));
@@ -68,14 +68,14 @@ void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
 }  // namespace
 }  // namespace semisparse::epilogue
 
-#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                               \
-  namespace semisparse::epilogue {                                                    \
+#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                                    \
+  namespace semisparse::epilogue {                                                         \
   void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, \
-                   float hi) {                                                        \
-    clamp(bias, residual, y, n, lo, hi);                                              \
-  }                                                                                   \
-  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); }         \
-  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }                     \
-  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); }         \
-  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }               \
+                   float hi) {                                                             \
+    clamp(bias, residual, y, n, lo, hi);                                                   \
+  }                                                                                        \
+  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); }              \
+  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }                          \
+  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); }              \
+  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }                    \
   }

@@ -10,8 +10,8 @@
 // channels, or a whole filter row where the input has been padded. A position that the mask drops
 // is simply not among the rows, so sparsity costs the kernel nothing.
 //
-// Then, if `park` is given, the accumulators are stored there as they are, [m][nr], for a later call
-// to go on from (`init`). Otherwise row i goes to every position in its part of `dests`,
+// Then, if `park` is given, the accumulators are stored there as they are, [m][nr], for a later
+// call to go on from (`init`). Otherwise row i goes to every position in its part of `dests`,
 //
 //     y[d * ldy + j] = min(max(acc[i][j] + residual[d * ldy + j], lo), hi)      for j < n
 //
@@ -25,21 +25,22 @@
 namespace semisparse::igemm {
 
 struct Tile {
-  size_t m;       // 1 <= m <= Kernel::mr
-  size_t taps;    // >= 1
-  size_t channels;  // >= 1
+  size_t m;                  // 1 <= m <= Kernel::mr
+  size_t taps;               // >= 1
+  size_t channels;           // >= 1
   const float* const* rows;  // [taps][m]
   size_t row_offset;
-  const float* weights;  // [taps][channels][nr]
-  const float* init;     // [m or 1][nr]
-  size_t init_stride;    // nr, or 0 where all rows start from the same values
-  float* park;           // [m][nr], or null to finish
-  const uint32_t* dests;     // positions of row 0, of row 1, ...
-  const uint32_t* dest_end;  // [m]: where in dests the positions of row i end; each has at least one
-  float* y;                  // first channel of the panel at position 0
-  const float* residual;     // the same place in the residual, or null
-  size_t ldy;                // floats from one position to the next
-  size_t n;                  // 1 <= n <= nr: channels of the panel that exist
+  const float* weights;   // [taps][channels][nr]
+  const float* init;      // [m or 1][nr]
+  size_t init_stride;     // nr, or 0 where all rows start from the same values
+  float* park;            // [m][nr], or null to finish
+  const uint32_t* dests;  // positions of row 0, of row 1, ...
+  const uint32_t*
+      dest_end;           // [m]: where in dests the positions of row i end; each has at least one
+  float* y;               // first channel of the panel at position 0
+  const float* residual;  // the same place in the residual, or null
+  size_t ldy;             // floats from one position to the next
+  size_t n;               // 1 <= n <= nr: channels of the panel that exist
   float lo, hi;
 };
 

@@ -1,5 +1,5 @@
-// The contract of igemm.h as a plain loop in double precision. Never optimised: it is the truth that
-// the kernels are tested against.
+// The contract of igemm.h as a plain loop in double precision. Never optimised: it is the truth
+// that the kernels are tested against.
 #pragma once
 
 #include <algorithm>

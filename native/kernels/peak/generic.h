@@ -26,7 +26,7 @@ double run(size_t turns, float* sink) {
 }  // namespace
 }  // namespace semisparse::peak
 
-#define SEMISPARSE_PEAK_DEFINE(isa)                                          \
-  namespace semisparse::peak {                                               \
+#define SEMISPARSE_PEAK_DEFINE(isa)                                        \
+  namespace semisparse::peak {                                             \
   double fma_##isa(size_t turns, float* sink) { return run(turns, sink); } \
   }

@@ -53,8 +53,8 @@ void run(const Window& w) {
 }  // namespace
 }  // namespace semisparse::pool
 
-#define SEMISPARSE_POOL_DEFINE(isa)                                    \
-  namespace semisparse::pool {                                         \
-  void pool_max_##isa(const Window& window) { run<Max>(window); }      \
+#define SEMISPARSE_POOL_DEFINE(isa)                                   \
+  namespace semisparse::pool {                                        \
+  void pool_max_##isa(const Window& window) { run<Max>(window); }     \
   void pool_average_##isa(const Window& window) { run<Sum>(window); } \
   }

@@ -2,8 +2,8 @@
 //
 //     y[c] = max or sum over t < taps of rows[t][c], times scale
 //
-// `rows` holds only the taps that lie inside the plane; `scale` is 1 for a maximum and 1 / count for
-// an average. NaN wins every maximum, as in torch.
+// `rows` holds only the taps that lie inside the plane; `scale` is 1 for a maximum and 1 / count
+// for an average. NaN wins every maximum, as in torch.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,7 @@ struct Kernel {
   Function average;
 };
 
-#define SEMISPARSE_POOL(isa)              \
+#define SEMISPARSE_POOL(isa)                 \
   void pool_max_##isa(const Window& window); \
   void pool_average_##isa(const Window& window);
 #include "kernels/pool/kernels.inc"

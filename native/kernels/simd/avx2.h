@@ -31,17 +31,14 @@ struct Vec {
     return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
   }
   static T select_negative(T v, T negative, T otherwise) {
-    return _mm256_blendv_ps(otherwise, negative,
-                            _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
+    return _mm256_blendv_ps(otherwise, negative, _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
   }
-  static T round(T v) {
-    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static T round(T v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // v * 2^e for integral e in [-126, 127].
   static T ldexp(T v, T e) {
     const __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(e), 23);
-    return _mm256_mul_ps(
-        v, _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23))));
+    return _mm256_mul_ps(v,
+                         _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23))));
   }
 };
 

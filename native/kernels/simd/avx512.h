@@ -2,7 +2,8 @@
 // can never be picked by the linker for another one.
 #pragma once
 
-// GCC's own header leaves merge operands undefined on purpose, and GCC 12 warns about it (PR 105593).
+// GCC's own header leaves merge operands undefined on purpose, and GCC 12 warns about it (PR
+// 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -37,12 +38,14 @@ struct Vec {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ),
                               negative);
   }
-  static T round(T v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static T round(T v) {
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   // v * 2^e for integral e in [-126, 127].
   static T ldexp(T v, T e) {
     const __m512i bits = _mm512_slli_epi32(_mm512_cvtps_epi32(e), 23);
-    return _mm512_mul_ps(
-        v, _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23))));
+    return _mm512_mul_ps(v,
+                         _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23))));
   }
 };
 
