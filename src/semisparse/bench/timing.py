@@ -42,13 +42,17 @@ class Quartiles:
 class Timing:
     """Samples of one interleaved run.
 
-    samples: by candidate, the seconds of one call in each round, in the order of the rounds.
-    calls: by candidate, how many calls one sample is the mean of.
-    unsettled: samples taken while threads of an earlier candidate were still busy.
+    Attributes:
+        samples: by candidate, the seconds of one call in each round, in the order of the rounds.
+        calls: by candidate, how many calls one sample is the mean of.
+        cores: by candidate, the median CPU seconds of this process per second of its samples: how
+            many cores it really used.
+        unsettled: samples taken while threads of an earlier candidate were still busy.
     """
 
     samples: Mapping[str, tuple[float, ...]]
     calls: Mapping[str, int]
+    cores: Mapping[str, float]
     unsettled: int = 0
 
     def latency(self, name: str) -> Quartiles:
@@ -90,6 +94,7 @@ def interleave(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
     settle: Callable[[], bool] = wait_until_idle,
 ) -> Timing:
     """Times the candidates in turns: one sample of each in every round, in random order.
@@ -99,41 +104,56 @@ def interleave(
     and one call is made that is not timed: the others have just emptied the caches, and latency
     in steady state is what is asked.
 
-    candidates: name -> function without arguments that makes one call.
-    warmup: calls of each candidate before the first round; the last ones also tell how many calls
-        make a sample.
-    seed: of the random orders.
-    progress: called with (samples taken, samples in all).
+    Args:
+        candidates: name -> function without arguments that makes one call.
+        rounds: samples of each candidate.
+        warmup: calls of each candidate before the first round; the fastest one tells how many
+            calls make a sample.
+        min_seconds: length of a sample, at least.
+        seed: of the random orders.
+        progress: called with (samples taken, samples in all).
+        clock: seconds of wall time.
+        cpu_clock: seconds of CPU time of the process.
+        settle: called before each sample; False if the machine did not come to rest.
 
-    Raises ValueError if there is no candidate, or rounds or warmup is below 1.
+    Raises:
+        ValueError: there is no candidate, or rounds or warmup is below 1.
     """
     if not candidates:
         raise ValueError("interleave needs at least one candidate, got none")
     if rounds < 1 or warmup < 1:
         raise ValueError(f"rounds and warmup must be 1 or more, got {rounds} and {warmup}")
 
-    def seconds_of(call: Callable[[], object], times: int) -> float:
-        start = clock()
+    def timed(call: Callable[[], object], times: int) -> tuple[float, float]:
+        cpu, start = cpu_clock(), clock()
         for _ in range(times):
             call()
-        return (clock() - start) / times
+        wall = clock() - start
+        return wall / times, (cpu_clock() - cpu) / wall if wall > 0 else 0.0
 
     calls = {}
     for name, call in candidates.items():
         settle()
-        best = min(seconds_of(call, 1) for _ in range(warmup))
+        best = min(timed(call, 1)[0] for _ in range(warmup))
         calls[name] = max(1, math.ceil(min_seconds / best)) if best > 0 else 1
 
     order = list(candidates)
     shuffle = random.Random(seed).shuffle
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     unsettled = 0
     for done in range(rounds):
         shuffle(order)
         for place, name in enumerate(order):
             unsettled += not settle()
             candidates[name]()
-            samples[name].append(seconds_of(candidates[name], calls[name]))
+            taken[name].append(timed(candidates[name], calls[name]))
             if progress is not None:
                 progress(done * len(order) + place + 1, rounds * len(order))
-    return Timing({name: tuple(taken) for name, taken in samples.items()}, calls, unsettled)
+    return Timing(
+        samples={name: tuple(wall for wall, _ in pairs) for name, pairs in taken.items()},
+        calls=calls,
+        cores={
+            name: statistics.median(cores for _, cores in pairs) for name, pairs in taken.items()
+        },
+        unsettled=unsettled,
+    )

@@ -1,0 +1,250 @@
+"""What is timed: one dense model, and what `export_onnx` makes of it at each sparsity and fill.
+
+All files of a model have the same weights, and lie in a cache folder whose name tells the settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+import semisparse
+from semisparse.bench.files import writing
+from semisparse.bench.work import Work, inlined, name_layers, read, work_of
+from semisparse.errors import ConfigError, MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Floats = NDArray[np.float32]
+
+_SEED = 0
+_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One exported file.
+
+    Attributes:
+        sparsity: as asked for; None for a file that came from outside.
+        fill: of the masked positions; None for a dense file, or one from outside.
+        path: of the file.
+        expected: output of `Model.x`.
+        work: what the file computes.
+    """
+
+    sparsity: float | None
+    fill: str | None
+    path: Path
+    expected: Floats
+    work: Work
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        if self.sparsity is None:
+            return "semisparse"
+        return " ".join(["semisparse", f"{self.sparsity:g}", *filter(None, [self.fill])])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in every form that is timed.
+
+    Attributes:
+        name: as asked for.
+        folder: for the files that peers convert the model into.
+        x: input [1, C, H, W].
+        dense: the model in standard operators, for peers that read ONNX.
+        expected: the dense model's output of `x`.
+        work: what the dense model computes.
+        variants: ours.
+        module: makes the torch model, in evaluation mode. Raises ModelError if there is none.
+    """
+
+    name: str
+    folder: Path
+    x: Floats
+    dense: Path
+    expected: Floats
+    work: Work
+    variants: tuple[Variant, ...]
+    module: Callable[[], nn.Module]
+
+
+def prepare(
+    name: str,
+    cache: Path,
+    *,
+    sparsities: Sequence[float],
+    fills: Sequence[str],
+    skip: Sequence[str] = (),
+    image_size: int = 224,
+    progress: Callable[[str], object] = lambda what: None,
+) -> Model:
+    """The model of a name, or of an exported file.
+
+    Args:
+        name: `torchvision/NAME` (or only `NAME`), `timm/NAME`, or the path of an exported .onnx.
+        cache: folder that keeps what is made; everything that decides a file is in its path.
+        sparsities: in [0, 1); 0 is the dense model, exported as the sparse ones are.
+        fills: of every sparsity above 0.
+        skip: rules of `SparsityConfig` for layers to leave dense.
+        image_size: height and width of the input.
+        progress: called with what is being made.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        FileFormatError: the file is not one of ours.
+        MissingExtraError: a model by name needs an extra that is not installed.
+        ModelError: the name is unknown, or the model cannot be masked so.
+    """
+    if name.endswith(".onnx"):
+        return _from_file(Path(name), cache, progress)
+    if image_size < 1:
+        raise ConfigError(f"The image size is {image_size}; give 1 or more.")
+    for sparsity in sparsities:
+        if not 0 <= sparsity < 1:
+            raise ConfigError(f"Sparsity {sparsity} is out of range; give values in [0, 1).")
+    return _from_name(name, cache, sparsities, fills, skip, image_size, progress)
+
+
+def _from_name(
+    name: str,
+    cache: Path,
+    sparsities: Sequence[float],
+    fills: Sequence[str],
+    skip: Sequence[str],
+    image_size: int,
+    progress: Callable[[str], object],
+) -> Model:
+    try:
+        import torch
+
+        from semisparse.config import SparsityConfig
+        from semisparse.export import export_onnx
+        from semisparse.sparsifier import Sparsifier
+        from semisparse.training.models import create
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Timing {name} by name needs {error.name}, which is not installed; "
+            "run pip install 'semisparse[bench]', or give an exported .onnx file."
+        ) from error
+
+    full_name = name if "/" in name or ":" in name else f"torchvision/{name}"
+
+    def module() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return create(full_name, _CLASSES).eval()
+
+    def output(model: nn.Module) -> Floats:
+        with torch.inference_mode():
+            result: Floats = model(torch.from_numpy(x)).numpy()
+        return result
+
+    def export_dense(path: Path) -> None:
+        progress(f"exporting {name} in standard operators")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Batch norm is folded by the exporter, and the batch is fixed: the peers' best case.
+            torch.onnx.export(
+                model,
+                (torch.from_numpy(x),),
+                path,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        name_layers(path)
+
+    def variant(sparsity: float, fill: str | None) -> Variant:
+        config = SparsityConfig(sparsity, skip=tuple(skip), fill=fill) if fill else None
+        settings = config.to_json() if config else "dense"
+        stem = f"semisparse-{_digest(settings.encode())}"
+        sparsifier = Sparsifier(model, torch.from_numpy(x), config, 1) if config else None
+        if sparsifier is not None:
+            sparsifier.freeze()
+        try:
+            path = folder / f"{stem}.onnx"
+            if not path.exists():
+                progress(f"exporting {name} at sparsity {sparsity:g} {fill or ''}".rstrip())
+                export_onnx(model, torch.from_numpy(x), path, verify=False)
+            expected = output(model)
+        finally:
+            if sparsifier is not None:
+                sparsifier.detach()
+        return Variant(sparsity, fill, path, expected, work_of(read(path)))
+
+    settings = {
+        "model": full_name,
+        "image_size": image_size,
+        "classes": _CLASSES,
+        "seed": _SEED,
+        "torch": version("torch"),
+        "sources": _sources(),
+    }
+    folder = cache / f"{_slug(name)}-{image_size}-{_digest(json.dumps(settings).encode())}"
+    x = (
+        np.random.default_rng(_SEED)
+        .standard_normal((1, 3, image_size, image_size))
+        .astype(np.float32)
+    )
+    model = module()
+    dense = folder / "dense.onnx"
+    if not dense.exists():
+        with writing(dense) as draft:
+            export_dense(draft)
+    variants = tuple(
+        variant(sparsity, fill)
+        for sparsity in sparsities
+        for fill in (fills if sparsity > 0 else [None])
+    )
+    return Model(name, folder, x, dense, output(model), work_of(read(dense)), variants, module)
+
+
+def _from_file(path: Path, cache: Path, progress: Callable[[str], object]) -> Model:
+    from semisparse.feeds import random_feeds
+    from semisparse.runtime import InferenceSession
+
+    def module() -> nn.Module:
+        raise ModelError(f"it needs the torch model, and {path} is an exported file")
+
+    session = InferenceSession(path, library=False)
+    proto = read(path)
+    folder = cache / f"{_slug(path.stem)}-{_digest(path.read_bytes())}"
+    dense = folder / "portable.onnx"
+    if not dense.exists():
+        progress(f"writing {path} in standard operators")
+        with writing(dense) as draft:
+            draft.write_bytes(inlined(proto).SerializeToString())
+    (x,) = random_feeds(session, _SEED).values()
+    expected: Floats = session.run(None, {session.get_inputs()[0].name: x})[0]
+    work = work_of(proto)
+    variant = Variant(None, None, path, expected, work)
+    return Model(str(path), folder, x, dense, expected, work.dense(), (variant,), module)
+
+
+def _sources() -> str:
+    """Digest of the package's Python sources: files made by other ones are not reused."""
+    files = sorted(path for root in semisparse.__path__ for path in Path(root).rglob("*.py"))
+    return _digest(b"\0".join(path.read_bytes() for path in files))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)

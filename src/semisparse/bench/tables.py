@@ -1,0 +1,179 @@
+"""Results as tables of text, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semisparse.bench.compare import Row, Run
+from semisparse.bench.harness import ModelResult, Results
+from semisparse.bench.layers import LayerTime
+from semisparse.bench.memory import Footprint
+from semisparse.bench.timing import Quartiles
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first column is text, the others are figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """As a Markdown section."""
+        lines = [
+            f"### {self.title}",
+            "",
+            _line(self.columns),
+            _line(["---", *["---:"] * (len(self.columns) - 1)]),
+            *map(_line, self.rows),
+            "",
+            *(f"{note}  " for note in self.notes),
+        ]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown(results: Results) -> str:
+    """All of the results as a Markdown document."""
+    parts = ["## Benchmark\n", "".join(f"- {line}\n" for line in machine_lines(results))]
+    for result in results.models:
+        parts.extend(table.markdown() for table in model_tables(result))
+    return "\n".join(parts)
+
+
+def machine_lines(results: Results) -> list[str]:
+    """What the figures are from."""
+    machine = results.machine
+    governor = machine["governor"] or "not readable"
+    packages = {
+        package: version
+        for versions in (machine["versions"], *results.peer_versions.values())
+        for package, version in versions.items()
+    }
+    return [
+        f"{results.date}, {machine['cpu']}, {machine['cores']} cores, governor {governor}",
+        f"instruction set {machine['isa']}, kernels {', '.join(machine['kernels'])}",
+        ", ".join(f"{package} {version}" for package, version in packages.items()),
+    ]
+
+
+def model_tables(result: ModelResult) -> list[Table]:
+    """The tables of one model: latencies for each number of threads, then layers and memory."""
+    tables = [_latency_table(result, run) for run in result.runs]
+    peaks = {run.threads: run.peak.flops for run in result.runs}
+    for threads, profiles in result.layers.items():
+        tables.extend(
+            _layer_table(f"{result.name}, {name}, {_threads(threads)}", rows, peaks[threads])
+            for name, rows in profiles.items()
+        )
+    for threads, footprints in result.memory.items():
+        tables.append(_memory_table(f"{result.name}, sessions, {_threads(threads)}", footprints))
+    return tables
+
+
+def _latency_table(result: ModelResult, run: Run) -> Table:
+    fastest = run.fastest_peer
+    columns = (
+        "candidate",
+        "ms (quartiles)",
+        f"speedup over {fastest or 'the fastest peer'}",
+        "over onnxruntime",
+        "limit",
+        "GFLOP/s",
+        "of FMA peak",
+        "cores",
+    )
+    rows = [_latency_cells(row, run) for row in run.rows]
+    rows += [(f"{name}: missing", *["—"] * (len(columns) - 1)) for name in run.missing]
+    shape = "x".join(map(str, result.input_shape))
+    notes = [
+        f"{result.flops / 1e9:.2f} GFLOP dense.",
+        f"FMA peak {run.peak.flops / 1e9:.0f} GFLOP/s, copy {run.peak.copy / 1e9:.1f} GB/s.",
+        *(f"{name} is missing: {reason}." for name, reason in run.missing.items()),
+    ]
+    if run.unsettled:
+        notes.append(f"{run.unsettled} samples were taken beside threads that were still busy.")
+    return Table(
+        f"{result.name}, {shape}, {_threads(run.threads)}", columns, tuple(rows), tuple(notes)
+    )
+
+
+def _latency_cells(row: Row, run: Run) -> tuple[str, ...]:
+    flops = row.flops / row.latency.median
+    return (
+        row.name,
+        _quartiles(row.latency, scale=1e3),
+        _speedup(row, run.fastest_peer),
+        _speedup(row, "onnxruntime"),
+        f"{row.limit:.2f}" if row.sparsity != 0 and row.name not in row.speedup else "",
+        f"{flops / 1e9:.0f}",
+        f"{flops / run.peak.flops:.0%}",
+        f"{row.cores:.2f}",
+    )
+
+
+def _speedup(row: Row, over: str | None) -> str:
+    return _quartiles(row.speedup[over]) if over in row.speedup else "—"
+
+
+def _layer_table(title: str, rows: tuple[LayerTime, ...], peak: float) -> Table:
+    cells = []
+    for row in rows:
+        flops = row.flops / row.seconds if row.seconds else 0.0
+        stock = row.stock_seconds
+        cells.append(
+            (
+                row.name,
+                "x".join(map(str, row.weights)),
+                "x".join(map(str, row.plane)) if row.weights else "",
+                f"{row.sparsity:.2f}" if row.weights else "",
+                f"{row.flops / 1e6:.1f}" if row.weights else "",
+                f"{row.seconds * 1e6:.0f}",
+                f"{flops / 1e9:.0f}" if row.weights else "",
+                f"{flops / peak:.0%}" if row.weights else "",
+                "—" if stock is None else f"{stock * 1e6:.0f}",
+                "—" if not stock or not row.seconds else f"{stock / row.seconds:.2f}",
+            )
+        )
+    columns = (
+        "layer",
+        "weights",
+        "plane",
+        "masked",
+        "MFLOP",
+        "µs",
+        "GFLOP/s",
+        "of FMA peak",
+        "onnxruntime µs",
+        "speedup",
+    )
+    return Table(title, columns, tuple(cells))
+
+
+def _memory_table(title: str, footprints: tuple[Footprint, ...]) -> Table:
+    stock = footprints[0]
+    rows = tuple(
+        (
+            footprint.name,
+            f"{footprint.peak_bytes / 2**20:.0f}",
+            f"{footprint.peak_bytes / stock.peak_bytes:.2f}",
+            f"{footprint.create_seconds * 1e3:.0f}",
+            f"{footprint.create_seconds / stock.create_seconds:.2f}",
+        )
+        for footprint in footprints
+    )
+    columns = ("session", "peak MiB", "of onnxruntime's", "creation ms", "of onnxruntime's")
+    return Table(title, columns, rows)
+
+
+def _quartiles(values: Quartiles, scale: float = 1.0) -> str:
+    return f"{values.median * scale:.2f} ({values.low * scale:.2f}-{values.high * scale:.2f})"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

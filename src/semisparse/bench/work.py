@@ -1,0 +1,162 @@
+"""The arithmetic of an ONNX file: which layers it has, and what each computes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semisparse.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import onnx
+
+DOMAIN = "semisparse"
+ACTIVATED = "/activated"
+_ACTIVATIONS = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or matrix product.
+
+    Attributes:
+        name: of the node, which for a convolution is the layer's.
+        weights: shape of the weights, [C_out, C_in / group, kh, kw] for a convolution.
+        plane: [H_out, W_out]; [1, 1] for a matrix product.
+        computed: positions of the plane that are computed.
+    """
+
+    name: str
+    weights: tuple[int, ...]
+    plane: tuple[int, int]
+    computed: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of the plane."""
+        return math.prod(self.plane)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the positions that is masked."""
+        return 1 - self.computed / self.positions
+
+    @property
+    def flops(self) -> int:
+        """Operations on one image; a multiplication and an addition are two."""
+        return 2 * math.prod(self.weights) * self.computed
+
+
+@dataclass(frozen=True)
+class Work:
+    """The layers of a file, in the order of its nodes."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def flops(self) -> int:
+        """Operations on one image in convolutions and matrix products, masked positions left out."""
+        return sum(layer.flops for layer in self.layers)
+
+    def dense(self) -> Work:
+        """The same layers with every position computed."""
+        return Work(tuple(replace(layer, computed=layer.positions) for layer in self.layers))
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The model in a file.
+
+    Raises:
+        MissingExtraError: onnx is not installed.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Counting the operations of {path} needs {error.name}, which is not installed; "
+            "run pip install 'semisparse[bench]'."
+        ) from error
+    return onnx.load(path)
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its local functions replaced by their bodies of standard operators."""
+    import onnx.inliner
+
+    result: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    for opset in [entry for entry in result.opset_import if entry.domain == DOMAIN]:
+        result.opset_import.remove(opset)
+    return result
+
+
+def name_layers(path: Path) -> None:
+    """Names every layer of a torch export, and what it puts out, after the layer's weights.
+
+    ONNX Runtime's profile names a convolution after its node, or, where it runs in the blocked
+    NCHWc layout, after its output or that of the activation fused into it.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    layers: dict[str, str] = {}
+    calls: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1].endswith(".weight"):
+            layer = node.input[1].removesuffix(".weight")
+            calls[layer] += 1
+            node.name = layer if calls[layer] == 1 else f"{layer}#{calls[layer]}"
+            layers[node.output[0]] = node.name
+    renamed = dict(layers)
+    for node in graph.node:
+        if node.op_type in _ACTIVATIONS and node.input[0] in layers:
+            renamed[node.output[0]] = layers[node.input[0]] + ACTIVATED
+    for value in graph.output:
+        renamed.pop(value.name, None)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    # They hold the old names; whoever needs the shapes infers them.
+    del graph.value_info[:]
+    onnx.save(model, path)
+
+
+def work_of(model: onnx.ModelProto) -> Work:
+    """What a model computes.
+
+    A masked convolution is one of the operators of the domain `semisparse`, whose mask or source
+    map tells which positions are computed.
+    """
+    from onnx import numpy_helper, shape_inference
+
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    constants: dict[str, onnx.TensorProto] = {t.name: t for t in inferred.initializer}
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output, *inferred.input)
+    }
+    layers = []
+    for node in inferred.node:
+        ours = node.domain == DOMAIN
+        if (ours and node.op_type.startswith("Conv")) or node.op_type == "Conv":
+            output = shapes[node.output[0]]
+            height, width = output[1:3] if ours else output[2:4]
+            computed = height * width
+            if "FillBias" in node.op_type:
+                computed = int(np.count_nonzero(numpy_helper.to_array(constants[node.input[3]])))
+            elif "FillNearest" in node.op_type:
+                source = numpy_helper.to_array(constants[node.input[3]]).ravel()
+                computed = int(np.count_nonzero(source == np.arange(source.size)))
+            plane = (height, width)
+        elif node.op_type in ("Gemm", "MatMul") and node.input[1] in constants:
+            plane, computed = (1, 1), 1
+        else:
+            continue
+        weights = tuple(constants[node.input[1]].dims)
+        layers.append(Layer(node.name, weights, plane, computed))
+    return Work(tuple(layers))

@@ -1,0 +1,222 @@
+"""`semisparse bench`: exported models against other engines, interleaved in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from semisparse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from semisparse.bench.harness import Results
+
+_QUICK: dict[str, Any] = {
+    "sparsities": (0.0, 0.3),
+    "threads": (1,),
+    "peers": ("onnxruntime",),
+    "rounds": 5,
+}
+
+
+class ListOptions(TyperCommand):
+    """A command whose repeatable options also take several values at once: `--threads 1 2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Writes `--option a b` as `--option a --option b`, which is what click knows."""
+        lists = {name for param in self.params if param.multiple for name in param.opts}
+        spread: list[str] = []
+        option = None
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                option = arg if arg in lists else None
+                if option is None:
+                    spread.append(arg)
+            else:
+                spread += [arg] if option is None else [option, arg]
+        return super().parse_args(ctx, spread)
+
+
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="torchvision/NAME or NAME, timm/NAME, or an exported .onnx file."),
+    ],
+    sparsity: Annotated[
+        list[str] | None, typer.Option(help="Sparsities; 0 is the dense model. [0 0.1 0.2 0.3 0.5]")
+    ] = None,
+    fill: Annotated[list[str] | None, typer.Option(help="Fills. [bias nearest]")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Layers left dense: 1x1, depthwise, or a pattern.")
+    ] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(help="Numbers of threads, one run each. [1 2]")
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Other engines: onnxruntime, openvino, xnnpack, ncnn, torch-eager, "
+            "torch-compile. [the first four]"
+        ),
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Height and width of the input.")] = 224,
+    rounds: Annotated[
+        int | None, typer.Option(help="Samples of each candidate in a run. [20]")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Profile layer by layer.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure sessions' memory and creation time.")
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Only sparsity 0 and 0.3, 1 thread, onnxruntime and 5 rounds, where not given.",
+        ),
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps exported models. [~/.cache/semisparse/bench]"),
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write figures and all samples; - prints them.")
+    ] = None,
+    markdown_path: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the tables.")
+    ] = None,
+) -> None:
+    """Time models against other engines: same weights, one interleaved run for each thread count.
+
+    Names the models first: an option's list reaches to the next option. Lists may be separated by
+    spaces or commas, or the option repeated.
+
+    \b
+    Examples:
+      semisparse bench resnet18 --quick
+      semisparse bench resnet18 mobilenet_v2 --sparsity 0 0.1 0.2 0.3 0.5 --threads 1 2 \\
+          --peers onnxruntime openvino xnnpack ncnn --fill bias nearest \\
+          --json out.json --markdown out.md
+      semisparse bench model.onnx --peers onnxruntime,openvino --layers
+    """
+    from rich.console import Console
+
+    from semisparse.bench import harness, tables
+    from semisparse.bench.files import check_writable, writing
+
+    given: dict[str, Any] = {
+        "sparsities": _numbers("sparsity", sparsity, float),
+        "fills": _items(fill),
+        "skip": _items(skip),
+        "threads": _numbers("threads", threads, int),
+        "peers": _items(peers),
+        "rounds": rounds,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = harness.Settings(
+        models=tuple(models),
+        image_size=image_size,
+        layers=layers,
+        memory=memory,
+        **{**(_QUICK if quick else {}), **given},
+    )
+    to_stdout = json_path == Path("-")
+    files = [path for path in (json_path, markdown_path) if path and path != Path("-")]
+    for path in files:
+        check_writable(path)
+    # Progress, and the tables where JSON takes the standard output.
+    console = Console(stderr=True)
+    tables_console = console if to_stdout else Console()
+
+    def finished(results: Results) -> None:
+        for table in tables.model_tables(results.models[-1]):
+            _print(tables_console, table)
+        contents = {json_path: _dumps(results), markdown_path: tables.markdown(results)}
+        for path in files:
+            with writing(path) as draft:
+                draft.write_text(contents[path], encoding="utf-8")
+
+    with _bar(console) as progress:
+        results = harness.run(settings, cache or _cache(), progress, finished)
+    for line in tables.machine_lines(results):
+        tables_console.print(line, highlight=False)
+    if to_stdout:
+        typer.echo(_dumps(results))
+
+
+def _bar(console: Console) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    class Bar(RichProgress):
+        """Draws itself only between samples: its thread would disturb what is timed."""
+
+        def __init__(self) -> None:
+            super().__init__(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                auto_refresh=False,
+                transient=True,
+            )
+            self._drawn = 0.0
+
+        def stage(self, what: str) -> None:
+            for task in self.task_ids:
+                self.remove_task(task)
+            self.add_task(what, total=None)
+            self.refresh()
+
+        def sampled(self, done: int, total: int) -> None:
+            self.update(self.task_ids[-1], completed=done, total=total)
+            if done == total or time.monotonic() - self._drawn > 0.5:
+                self.refresh()
+                self._drawn = time.monotonic()
+
+    return Bar()
+
+
+def _print(console: Console, table: Any) -> None:
+    from rich.table import Table
+
+    drawn = Table(title=table.title, title_justify="left", title_style="bold")
+    for place, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if place else "left", no_wrap=place == 0)
+    for row in table.rows:
+        drawn.add_row(*row)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note, highlight=False, markup=False)
+
+
+def _dumps(results: Results) -> str:
+    return json.dumps(results.to_dict(), indent=1) + "\n"
+
+
+def _items(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    if not values:
+        return None
+    return tuple(item for value in values for item in value.split(",") if item)
+
+
+def _numbers(what: str, values: Sequence[str] | None, kind: type[float]) -> tuple[Any, ...] | None:
+    try:
+        return None if not values else tuple(kind(item) for item in _items(values) or ())
+    except ValueError as error:
+        raise ConfigError(
+            f"--{what} is {' '.join(values or ())}; give numbers, and the models before them."
+        ) from error
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root, "semisparse", "bench")
