@@ -119,7 +119,7 @@ def im2col(x: np.ndarray, problem: Problem) -> np.ndarray:
 
 
 def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """The output in float64, and a bound on the error of computing it in float32."""
+    """The output in float64, and how far a float32 computation of it may be off."""
     x, weights, bias, mask, residual = problem.arrays()
     columns = im2col(x, problem)
     if mask is not None:
@@ -134,7 +134,7 @@ def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     def linear(columns, w):
         return np.einsum("nptgc,goct->npgo", columns, w).reshape(problem.batch, -1, outputs)
 
-    value, size = linear(columns, w), linear(abs(columns), abs(w))
+    value, size = linear(columns, w), np.sqrt(linear(columns**2, w**2))
     if mask is not None and problem.fill == "nearest":
         source = nearest(mask).ravel()
         value, size = value[:, source], size[:, source]
@@ -142,10 +142,11 @@ def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     for term in (bias, residual):
         if term is not None:
             value, size = value + term, size + abs(term)
-    # Each of the K + 2 roundings is at most one unit of 2^-24 of the running size; no activation
-    # is steeper than 1.5, and their exponentials may be off by some units of the result.
-    roundings = problem.in_per_group * math.prod(problem.kernel) + 4
-    bound = 1.5 * roundings * 2.0**-24 * size + 1e-6 * (1 + abs(value))
+    # K + 2 roundings of partial sums that have about the root of the sum of squared terms as their
+    # size make a random walk; 8 standard deviations. No activation is steeper than 1.5, and its
+    # exponential may be some units off.
+    roundings = problem.in_per_group * math.prod(problem.kernel) + 2
+    bound = 1.5 * 8 * math.sqrt(roundings) * 2.0**-24 * size + 1e-6 * (1 + abs(value))
     return ACTIVATIONS[problem.activation](value), bound
 
 

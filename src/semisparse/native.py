@@ -360,7 +360,7 @@ def measure_fma(isa: str, seconds: float = 0.1) -> float:
     """FLOP/s of fused multiply-adds from registers on the calling thread (an FMA is 2).
 
     Raises:
-        LibraryError: the instruction set cannot run here.
+        LibraryError: the time is out of range, or the instruction set cannot run here.
     """
     result = ctypes.c_double()
     _check(
@@ -373,7 +373,7 @@ def measure_copy(size: int, seconds: float = 0.1) -> float:
     """Bytes/s, read plus written, of copying a buffer of `size` bytes on the calling thread.
 
     Raises:
-        LibraryError: the size is 0 or cannot be allocated.
+        LibraryError: the time is out of range, or the buffer cannot be allocated.
     """
     result = ctypes.c_double()
     _check(load().semisparse_measure_copy(size, seconds, ctypes.byref(result)), LibraryError)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -14,6 +15,9 @@ import semisparse
 from semisparse.errors import ConfigError, FileFormatError, LibraryError
 
 LIBRARY_NAME = "libsemisparse.so"
+
+# ONNX Runtime refuses a second registration on the same options, and cannot say that there was one.
+_registered: WeakSet[onnxruntime.SessionOptions] = WeakSet()
 
 # The binding raises one class per status code and gives them no common base but Exception.
 _ORT_ERRORS = tuple(
@@ -65,7 +69,8 @@ class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     Args:
         path_or_bytes: the model.
         threads: size of the session's thread pool; None leaves `sess_options` as it is.
-        sess_options: options to start from; the library is registered on them.
+        sess_options: options to start from; `threads` is set and the library registered on them,
+            so they must not have it yet other than from here.
         providers: execution providers; the library's operators run on the CPU.
         library: False leaves the library out, so that the operators' portable bodies run.
 
@@ -107,11 +112,13 @@ class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
 
 def register(options: onnxruntime.SessionOptions) -> None:
-    """Register the operator library on session options.
+    """Register the operator library on session options, once.
 
     Raises:
         LibraryError: the library is missing, or ONNX Runtime cannot load it.
     """
+    if options in _registered:
+        return
     path = library_path()
     try:
         options.register_custom_ops_library(str(path))
@@ -120,3 +127,4 @@ def register(options: onnxruntime.SessionOptions) -> None:
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({error}); "
             "reinstall semisparse for this platform."
         ) from error
+    _registered.add(options)
