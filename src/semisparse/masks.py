@@ -53,11 +53,18 @@ def _overlap(size: int, pooled: int) -> Tensor:
     return shared.clamp(min=0).double() / size
 
 
-def mask_from_score(score: Tensor, sparsity: float) -> Tensor:
-    """Mask the ``round(sparsity * H * W)`` positions of lowest score; ties go to the lower index.
+def masked_count(sparsity: float, positions: int) -> int:
+    """``round(sparsity * positions)``, but at most all except one.
 
-    At least one position stays computed, whatever the sparsity, so that ``"nearest"`` always has
-    a source. A plane too small for its share to round to 1 stays dense.
+    The one stays computed so that ``"nearest"`` always has a source.
+    """
+    return min(round(sparsity * positions), positions - 1)
+
+
+def mask_from_score(score: Tensor, sparsity: float) -> Tensor:
+    """Mask the ``masked_count(sparsity, H * W)`` positions of lowest score.
+
+    Of equal scores the one of lower row-major index is masked first.
 
     Args:
         score: ``[H, W]``, without NaN.
@@ -72,7 +79,7 @@ def mask_from_score(score: Tensor, sparsity: float) -> Tensor:
         raise MaskError(f"sparsity is {sparsity}, but must lie in [0, 1).")
     if bool(score.isnan().any()):
         raise MaskError(f"a score map of {list(score.shape)} holds NaN; scores must be ordered.")
-    masked = min(round(sparsity * score.numel()), score.numel() - 1)
+    masked = masked_count(sparsity, score.numel())
     mask = torch.ones(score.numel(), dtype=torch.bool)
     mask[score.flatten().argsort(stable=True)[:masked]] = False
     return mask.view(score.shape)

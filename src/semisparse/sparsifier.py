@@ -13,7 +13,14 @@ from torch import Tensor, distributed, nn
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
 from semisparse.layers import MaskedConv2d, attach, detach
-from semisparse.masks import check_mask, mask_from_score, propagate, source_map, sparsity_of
+from semisparse.masks import (
+    check_mask,
+    mask_from_score,
+    masked_count,
+    propagate,
+    source_map,
+    sparsity_of,
+)
 from semisparse.rules import LayerRule, layer_rules
 from semisparse.schedules import progress_at, sparsity_at
 from semisparse.selection import Selection
@@ -84,7 +91,7 @@ class Sparsifier:
                     "only; put it in skip."
                 )
             ((height, width),) = sizes[name]
-            if round(rule.sparsity * height * width) > 0:
+            if masked_count(rule.sparsity, height * width) > 0:
                 planes[name] = (height, width)
         self._rules = {name: rules[name] for name in planes}
         if not self._rules:

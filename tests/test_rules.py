@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from semisparse.config import SparsityConfig
+from semisparse.errors import ConfigError
+from semisparse.rules import LayerRule, layer_rules
+
+CONVOLUTIONS = {
+    "stem": nn.Conv2d(3, 8, 3),
+    "block.expand": nn.Conv2d(8, 16, 1),
+    "block.depthwise": nn.Conv2d(16, 16, (3, 5), groups=16),
+    "block.grouped": nn.Conv2d(16, 32, 3, groups=4),
+    "block.grouped1x1": nn.Conv2d(16, 32, 1, groups=4),
+    "head.conv": nn.Conv2d(32, 8, 1),
+}
+
+
+def sparsities(**values: object) -> dict[str, float]:
+    rules = layer_rules(SparsityConfig(sparsity=0.5, **values), CONVOLUTIONS)  # type: ignore[arg-type]
+    return {name: rule.sparsity for name, rule in rules.items()}
+
+
+@pytest.mark.parametrize(
+    ("rule", "skipped"),
+    [
+        ("1x1", {"block.expand", "block.grouped1x1", "head.conv"}),
+        ("3x5", {"block.depthwise"}),
+        ("depthwise", {"block.depthwise"}),
+        ("grouped", {"block.grouped", "block.grouped1x1"}),
+        ("pointwise", {"block.expand", "head.conv"}),
+        ("head.*", {"head.conv"}),
+        ("*.grouped*", {"block.grouped", "block.grouped1x1"}),
+        ("stem", {"stem"}),
+    ],
+)
+def test_rules_pick_by_kernel_type_and_name(rule: str, skipped: set[str]) -> None:
+    found = sparsities(skip=[rule])
+    assert {name for name, sparsity in found.items() if sparsity == 0} == skipped
+    assert sparsities(per_layer={rule: 0.25}) == {
+        name: 0.25 if name in skipped else 0.5 for name in CONVOLUTIONS
+    }
+
+
+def test_last_rule_wins_and_skip_wins_over_all() -> None:
+    found = sparsities(
+        skip=["head.*"], per_layer={"*": 0.1, "block.*": 0.2, "depthwise": 0, "head.conv": 0.3}
+    )
+    assert found == {
+        "stem": 0.1,
+        "block.expand": 0.2,
+        "block.depthwise": 0.0,
+        "block.grouped": 0.2,
+        "block.grouped1x1": 0.2,
+        "head.conv": 0.0,
+    }
+
+
+def test_fill_per_layer() -> None:
+    config = SparsityConfig(sparsity=0.5, fill="bias", per_layer_fill={"block.*": "nearest"})
+    rules = layer_rules(config, CONVOLUTIONS)
+    assert rules["stem"] == LayerRule(0.5, "bias")
+    assert rules["block.expand"] == LayerRule(0.5, "nearest")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"skip": ["5x5"]}, r"'5x5' in skip .* its kernel sizes are 1x1, 3x3, 3x5"),
+        ({"skip": ["head"]}, r"write 'head\.\*'"),
+        ({"skip": ["depthwse"]}, "nearest are 'depthwise'"),
+        ({"per_layer": {"hed.conv": 0.1}}, "in per_layer .* nearest are 'head.conv'"),
+        ({"per_layer_fill": {"@@@": "bias"}}, "in per_layer_fill"),
+    ],
+)
+def test_a_rule_that_matches_nothing_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sparsities(**values)
+
+
+def test_a_type_that_the_model_lacks_is_refused() -> None:
+    config = SparsityConfig(sparsity=0.5, skip=["depthwise"])
+    with pytest.raises(ConfigError, match="remove the rule"):
+        layer_rules(config, {"stem": CONVOLUTIONS["stem"]})
