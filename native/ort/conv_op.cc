@@ -124,18 +124,19 @@ class ConvOp : public Operator<ConvOp> {
                     Parallel(parallel_for, &pool));
   }
 
-  Shape infer(const OrtApi& api, const OrtShapeInferContext* context) const {
-    const Shape x = inferred_shape(api, context, kX);
-    const Shape w = inferred_shape(api, context, kWeights);
+  InferredShape infer(const OrtApi& api, const OrtShapeInferContext* context) const {
+    const InferredShape input = inferred_shape(api, context, kX);
+    const Shape& x = input.sizes;
+    const Shape w = inferred_shape(api, context, kWeights).sizes;
     if (x.size() != 4 || w.size() != 4) return {};
     Shape y{x[0], -1, -1, w[0]};
     if (fill_ != Fill::kNone) {
-      const Shape map = inferred_shape(api, context, kMap);
+      const Shape map = inferred_shape(api, context, kMap).sizes;
       if (map.size() == 2) {
         y[1] = map[0];
         y[2] = map[1];
       }
-      return y;
+      return {y, input.batch};
     }
     semisparse_conv_desc desc = geometry();
     inferred_ints(api, context, "strides", desc.strides, 2);
@@ -148,7 +149,7 @@ class ConvOp : public Operator<ConvOp> {
         y[1 + i] = room / desc.strides[i] + 1;
       }
     }
-    return y;
+    return {y, input.batch};
   }
 
  private:

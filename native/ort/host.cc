@@ -86,7 +86,7 @@ void ints_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* na
   ok(api, KernelInfoGetAttributeArray_int64(api, info, name, values, &found));
 }
 
-Shape inferred_shape(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
+InferredShape inferred_shape(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   // The context owns what it gives.
   if (!succeeded(api, ShapeInferContext_GetInputTypeShape(api, context, index, &info)) ||
@@ -95,8 +95,11 @@ Shape inferred_shape(const OrtApi& api, const OrtShapeInferContext* context, siz
   }
   size_t rank = 0;
   ok(api, GetDimensionsCount(api, info, &rank));
-  Shape shape(rank);
-  ok(api, GetDimensions(api, info, shape.data(), rank));
+  InferredShape shape{Shape(rank), ""};
+  ok(api, GetDimensions(api, info, shape.sizes.data(), rank));
+  std::vector<const char*> names(rank, nullptr);
+  ok(api, GetSymbolicDimensions(api, info, names.data(), rank));
+  if (rank > 0 && names[0] != nullptr) shape.batch = names[0];
   return shape;
 }
 
@@ -126,11 +129,19 @@ void inferred_ints(const OrtApi& api, const OrtShapeInferContext* context, const
   }
 }
 
-void set_output_shape(const OrtApi& api, OrtShapeInferContext* context, const Shape& shape) {
+void set_output_shape(const OrtApi& api, OrtShapeInferContext* context,
+                      const InferredShape& shape) {
+  const Shape& sizes = shape.sizes;
+  const bool named = !sizes.empty() && sizes[0] < 0 && !shape.batch.empty();
+  const auto begin = sizes.begin() + (named ? 1 : 0);
+  if (sizes.empty() || std::any_of(begin, sizes.end(), [](int64_t n) { return n < 0; })) return;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   ok(api, CreateTensorTypeAndShapeInfo(api, &info));
+  std::vector<const char*> names(sizes.size(), "");
+  if (named) names[0] = shape.batch.c_str();
   OrtStatus* status = SetTensorElementType(api, info, kFloat);
-  if (status == nullptr) status = SetDimensions(api, info, shape.data(), shape.size());
+  if (status == nullptr) status = SetDimensions(api, info, sizes.data(), sizes.size());
+  if (status == nullptr) status = SetSymbolicDimensions(api, info, names.data(), names.size());
   if (status == nullptr) {
     status = ShapeInferContext_SetOutputTypeShape(api, context, size_t{0}, info);
   }

@@ -50,13 +50,20 @@ float float_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* 
 void ints_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, int64_t* values,
                     size_t n);
 
-// During shape inference: shapes with -1 for what is unknown, empty for an unknown rank.
-Shape inferred_shape(const OrtApi& api, const OrtShapeInferContext* context, size_t index);
+// During shape inference: sizes with -1 for what is unknown, and the name of an unknown batch size.
+// Empty for an unknown rank.
+struct InferredShape {
+  Shape sizes;
+  std::string batch;
+};
+InferredShape inferred_shape(const OrtApi& api, const OrtShapeInferContext* context, size_t index);
 int64_t inferred_int(const OrtApi& api, const OrtShapeInferContext* context, const char* name,
                      int64_t otherwise);
 void inferred_ints(const OrtApi& api, const OrtShapeInferContext* context, const char* name,
                    int64_t* values, size_t n);
-void set_output_shape(const OrtApi& api, OrtShapeInferContext* context, const Shape& shape);
+// Does nothing where a size is unknown and has no name: ONNX Runtime would take -1 for a size.
+void set_output_shape(const OrtApi& api, OrtShapeInferContext* context,
+                      const InferredShape& shape);
 
 // The API that the library was registered with: shape inference is handed none.
 const OrtApi& registered_api();

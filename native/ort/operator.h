@@ -15,8 +15,7 @@ namespace semisparse::ort {
 //     int input_type(size_t) const; size_t inputs() const;
 //     std::unique_ptr<Kernel> create(const OrtApi&, const OrtKernelInfo*) const;
 //     void compute(const Kernel&, const OrtApi&, OrtKernelContext*) const;
-//     Shape infer(const OrtApi&, const OrtShapeInferContext*) const;
-// where a dimension of -1 is unknown, and an empty shape means that nothing is known.
+//     InferredShape infer(const OrtApi&, const OrtShapeInferContext*) const;
 template <typename Op>
 class Operator : public OrtCustomOp {
  public:
@@ -54,8 +53,7 @@ class Operator : public OrtCustomOp {
                                          OrtShapeInferContext* context) -> OrtStatus* {
       const OrtApi& api = registered_api();
       return guard(api, "semisparse." + self(op).name_, [&] {
-        const Shape shape = self(op).infer(api, context);
-        if (!shape.empty()) set_output_shape(api, context, shape);
+        set_output_shape(api, context, self(op).infer(api, context));
       });
     };
     OrtCustomOp::KernelDestroy = [](void* kernel) { delete static_cast<State*>(kernel); };

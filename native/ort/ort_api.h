@@ -92,6 +92,7 @@ SEMISPARSE_ORT(SetTensorElementType, 58, OrtTensorTypeAndShapeInfo*, int)
 SEMISPARSE_ORT(SetDimensions, 59, OrtTensorTypeAndShapeInfo*, const int64_t*, size_t)
 SEMISPARSE_ORT(GetDimensionsCount, 61, const OrtTensorTypeAndShapeInfo*, size_t*)
 SEMISPARSE_ORT(GetDimensions, 62, const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)
+SEMISPARSE_ORT(GetSymbolicDimensions, 63, const OrtTensorTypeAndShapeInfo*, const char**, size_t)
 SEMISPARSE_ORT(GetTensorTypeAndShape, 65, const OrtValue*, OrtTensorTypeAndShapeInfo**)
 SEMISPARSE_ORT(KernelInfoGetAttribute_float, 85, const OrtKernelInfo*, const char*, float*)
 SEMISPARSE_ORT(KernelInfoGetAttribute_int64, 86, const OrtKernelInfo*, const char*, int64_t*)
@@ -108,6 +109,7 @@ SEMISPARSE_ORT(ShapeInferContext_GetAttribute, 269, const OrtShapeInferContext*,
                const OrtOpAttr**)
 SEMISPARSE_ORT(ShapeInferContext_SetOutputTypeShape, 270, const OrtShapeInferContext*, size_t,
                const OrtTensorTypeAndShapeInfo*)
+SEMISPARSE_ORT(SetSymbolicDimensions, 271, OrtTensorTypeAndShapeInfo*, const char**, size_t)
 SEMISPARSE_ORT(ReadOpAttr, 272, const OrtOpAttr*, int, void*, size_t, size_t*)
 SEMISPARSE_ORT(KernelContext_ParallelFor, 274, const OrtKernelContext*, void (*)(void*, size_t),
                size_t, size_t, void*)

@@ -55,8 +55,9 @@ class PoolOp : public Operator<PoolOp> {
              Parallel(parallel_for, &pool));
   }
 
-  Shape infer(const OrtApi& api, const OrtShapeInferContext* context) const {
-    const Shape x = inferred_shape(api, context, 0);
+  InferredShape infer(const OrtApi& api, const OrtShapeInferContext* context) const {
+    const InferredShape input = inferred_shape(api, context, 0);
+    const Shape& x = input.sizes;
     if (x.size() != 4) return {};
     Shape y{x[0], -1, -1, x[3]};
     if (global_) {
@@ -70,7 +71,7 @@ class PoolOp : public Operator<PoolOp> {
       desc.ceil_mode = static_cast<int>(inferred_int(api, context, "ceil_mode", 0));
       pool_output_size(desc, x[1], x[2], &y[1], &y[2]);
     }
-    return y;
+    return {y, input.batch};
   }
 
  private:
