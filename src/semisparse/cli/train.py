@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
@@ -132,7 +131,8 @@ def _refuse_changes(ctx: typer.Context, folder: Path, options: TrainSettings) ->
     changed = [
         f"--{name.replace('_', '-')} {value}, not {stored[name]}"
         for name, value in ctx.params.items()
-        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        # By name: typer carries its own copy of click, whose enumeration is another type.
+        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
         and name in stored
         and value != stored[name]
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ _VARIABLES = {
     _GRID: "var(--grid)",
     **{stand_in: f"var(--series-{index})" for index, stand_in in enumerate(_SERIES)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "semisparse",
     "font.family": "sans-serif",

@@ -54,6 +54,7 @@ class BestCheckpoint(ModelCheckpoint):
             filename="best",
             monitor="val_accuracy",
             mode="max",
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
         self._sparsity = sparsity
@@ -63,7 +64,3 @@ class BestCheckpoint(ModelCheckpoint):
         sparsifier = self._sparsity.sparsifier if self._sparsity else None
         if sparsifier is None or sparsifier.frozen:
             super().on_validation_end(trainer, pl_module)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the validation decides."""

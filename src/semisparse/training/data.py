@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
@@ -27,7 +28,7 @@ from typing_extensions import override
 from semisparse.errors import DataError
 
 if TYPE_CHECKING:
-    Images = Dataset[tuple[torch.Tensor, int]]
+    Images = Subset[tuple[torch.Tensor, int]]
 
 NAMES = ("digits", "fashion-mnist", "imagefolder:PATH")
 
@@ -86,7 +87,8 @@ class ImageData(LightningDataModule):
     @property
     def example_input(self) -> torch.Tensor:
         """One image of the validation split, `[1, channels, image_size, image_size]`."""
-        return self.splits.val[0][0][None]
+        image, _ = self.splits.val[0]
+        return torch.as_tensor(image)[None]
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
@@ -155,7 +157,7 @@ class _Arrays(Dataset[tuple[torch.Tensor, int]]):
     def __init__(
         self,
         images: torch.Tensor,
-        labels: Sequence[int],
+        labels: NDArray[np.integer[Any]],
         transform: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         self.images = images
@@ -179,7 +181,9 @@ def _grey_transform(size: int, mean: float, std: float) -> v2.Compose:
     )
 
 
-def _split(labels: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
+def _split(
+    labels: Sequence[int] | NDArray[np.integer[Any]], fraction: float
+) -> tuple[list[int], list[int]]:
     """Indices of a stratified split: the rest, and `fraction` of each class."""
     rest, part = train_test_split(
         np.arange(len(labels)), test_size=fraction, random_state=_SPLIT_SEED, stratify=labels
@@ -223,7 +227,14 @@ def _fashion_mnist(root: str | Path | None, size: int) -> Splits:
 
     train, test = part("train"), part("t10k")
     rest, val = _split(train.labels, 0.1)
-    return Splits(Subset(train, rest), Subset(train, val), test, _FASHION_MNIST_CLASSES, 1, size)
+    return Splits(
+        Subset(train, rest),
+        Subset(train, val),
+        Subset(test, range(len(test))),
+        _FASHION_MNIST_CLASSES,
+        1,
+        size,
+    )
 
 
 def _fashion_mnist_folder(roots: Sequence[Path]) -> Path:
@@ -238,7 +249,7 @@ def _fashion_mnist_folder(roots: Sequence[Path]) -> Path:
     )
 
 
-def _read_idx(folder: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     """An unsigned-byte IDX file: two zeros, type 8, the rank, big-endian sizes, the data."""
     packed = folder / f"{name}.gz"
     path = packed if packed.is_file() else folder / name
@@ -248,13 +259,14 @@ def _read_idx(folder: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise DataError(f"{path} cannot be read ({error}); fetch Fashion-MNIST again.") from error
     rank = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
     shape = tuple(int(size) for size in np.frombuffer(raw[4 : 4 + 4 * rank], ">u4"))
-    values = np.frombuffer(raw[4 + 4 * rank :], np.uint8).copy()
+    values: NDArray[np.uint8] = np.frombuffer(raw[4 + 4 * rank :], np.uint8).copy()
     if rank == 0 or len(values) != math.prod(shape):
         raise DataError(
             f"{path} is not a whole IDX file ({len(raw)} bytes, sizes {shape}); fetch "
             "Fashion-MNIST again."
         )
-    return values.reshape(shape)
+    images: NDArray[np.uint8] = values.reshape(shape)
+    return images
 
 
 _IMAGENET = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -280,7 +292,7 @@ def _image_folder(path: Path, size: int) -> Splits:
                     f"{path / name} has classes {held.classes}, {train_path} has "
                     f"{train.classes}; give both the same folders."
                 )
-            return held
+            return Subset(held, range(len(held)))
         labels = [train.targets[i] for i in indices]
         try:
             rest, part = _split(labels, 0.1)

@@ -41,9 +41,8 @@ class Classifier(LightningModule):
         self.weight_decay = weight_decay
         self.seed = seed
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.accuracy = nn.ModuleDict(
-            {split: MulticlassAccuracy(num_classes, average="micro") for split in ("val", "test")}
-        )
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     @override
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,16 +65,15 @@ class Classifier(LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+        self._evaluate("val", self.val_accuracy, batch)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+        self._evaluate("test", self.test_accuracy, batch)
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
+    def _evaluate(self, split: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
         x, y = batch
         logits = self(x)
-        accuracy = self.accuracy[split]
         accuracy(logits, y)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(y)}
         self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, **options)

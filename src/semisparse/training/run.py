@@ -178,7 +178,11 @@ def _train(options: TrainSettings, out: Path, progress: Progress) -> RunResult:
             num_sanity_val_steps=0,
         )
         resumable = str(last) if last.is_file() else None
-        trainer.fit(module, data, ckpt_path=resumable, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=resumable, weights_only=True)
+        except SystemExit as stop:
+            # What Lightning makes of Ctrl-C.
+            raise KeyboardInterrupt from stop
         if sparsity and sparsity.sparsifier and not sparsity.sparsifier.frozen:
             # The interruption came after the last epoch, so nothing was left to fit.
             sparsity.sparsifier.freeze()
@@ -252,8 +256,10 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # In-memory data is faster without workers, and resuming into the same folder is the point.
+        # In-memory data is faster without workers, resuming into the same folder is the point, and
+        # the tree test is Lightning's own affair with torch.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
         try:
             yield
