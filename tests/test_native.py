@@ -242,7 +242,7 @@ def test_c_api_refuses_bad_arguments(arguments):
     status, handle = conv_create(**{"desc": desc(), "w": weights(4, 3, 1, 1), **arguments})
     assert status == INVALID_ARGUMENT
     assert not handle.value
-    assert native.load().semisparse_last_error()
+    assert native.load().semisparse_last_error().decode().endswith(".")
 
 
 def test_c_api_refuses_null_and_negative_at_run(dense):
@@ -275,3 +275,8 @@ def test_measurements_of_impossible_length_are_refused(seconds):
         native.measure_fma(native.isa(), seconds)
     with pytest.raises(LibraryError, match="seconds"):
         native.measure_copy(1 << 20, seconds)
+
+
+def test_copy_of_nothing_is_refused():
+    with pytest.raises(LibraryError):
+        native.measure_copy(0)

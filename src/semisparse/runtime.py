@@ -103,8 +103,12 @@ class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             if not Path(name).is_file():
                 raise FileFormatError(f"{name} is not a file; give the path of an .onnx model.")
         try:
-            super().__init__(path_or_bytes, options, providers=list(providers))
-        except _ORT_ERRORS as error:
+            # The fallback would try the same providers once more and print about it.
+            super().__init__(
+                path_or_bytes, options, providers=list(providers), enable_fallback=False
+            )
+        # A damaged file may hold names that are not text.
+        except (*_ORT_ERRORS, UnicodeDecodeError) as error:
             raise FileFormatError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {name} ({error}); "
                 "if the file is damaged or is not an ONNX model, export it again."

@@ -9,10 +9,13 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import semisparse
+from semisparse.cli.bench import ListOptions, bench
 from semisparse.cli.check import check
+from semisparse.cli.demo import demo
 from semisparse.cli.doctor import doctor
 from semisparse.cli.export import export
 from semisparse.cli.run import run
+from semisparse.cli.train import train
 from semisparse.errors import SemisparseError
 
 
@@ -80,5 +83,8 @@ def semisparse_command(
     """
 
 
-for command in (export, run, check, doctor):
+for command in (demo, train, export, run):
+    app.command()(command)
+app.command(cls=ListOptions)(bench)
+for command in (check, doctor):
     app.command()(command)
