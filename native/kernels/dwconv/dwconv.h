@@ -2,9 +2,8 @@
 //
 // One call computes `m` output positions for `channels` channels:
 //
-//     y[d * ldy + c] = min(max(bias[c] + sum over t < taps of rows[i * taps + t][c] * weights[t *
-//     ldw + c]
-//                              + residual[d * ldy + c], lo), hi)
+//     acc[i][c] = bias[c] + sum over t < taps of rows[i * taps + t][c] * weights[t * ldw + c]
+//     y[d * ldy + c] = min(max(acc[i][c] + residual[d * ldy + c], lo), hi)
 //
 // for every position d in row i's part of `dests` (its own place and the masked places that copy
 // it, as in igemm.h). Channels lie side by side in memory and are what the vectors run over.
