@@ -10,10 +10,11 @@ def main() -> None:
     try:
         from semisparse.cli import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").split(".")[0]
+        if package not in ("typer", "rich"):
             raise
         sys.exit(
-            f"semisparse: the command line needs {error.name}, which is not installed; "
+            f"semisparse: the command line needs {package}, which is not installed; "
             "run: pip install 'semisparse[cli]'"
         )
     app()

@@ -34,10 +34,11 @@ class _Commands(TyperGroup):
             _print_error(str(error))
             raise typer.Exit(1) from error
         except ModuleNotFoundError as error:
-            if ctx.params["debug"] or (error.name or "").startswith("semisparse"):
+            package = (error.name or "").split(".")[0]
+            if ctx.params["debug"] or package == "semisparse":
                 raise
             _print_error(
-                f"this command needs {error.name}, which is not installed; "
+                f"this command needs {package}, which is not installed; "
                 "run: pip install 'semisparse[train]'"
             )
             raise typer.Exit(1) from error

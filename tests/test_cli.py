@@ -1,0 +1,232 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import semisparse
+from semisparse.cli import app
+from semisparse.errors import FileFormatError
+
+COMMANDS = ["demo", "train", "export", "run", "bench", "check", "doctor"]
+DOCTOR = str(files("semisparse").joinpath("doctor.onnx"))
+
+
+def invoke(*arguments: object, code: int = 0, wide: bool = True):
+    result = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], env={"COLUMNS": "200"} if wide else {}
+    )
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments: object) -> str:
+    """The one line of an expected error."""
+    result = invoke(*arguments, code=1)
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    invoke(
+        *("export", "--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32),
+        *("--sparsity", 0.3, "--skip", "1x1", "--out", path, "--header", path.with_name("masks.h")),
+    )
+    return path
+
+
+def test_help_lists_every_command_in_order():
+    text = invoke("--help").stdout
+    places = [text.index(f"│ {name} ") for name in COMMANDS]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command):
+    text = invoke(command, "--help").stdout
+    assert f"semisparse {command}" in text[text.index("Examples:") :]
+
+
+def test_version():
+    assert invoke("--version").stdout.strip() == semisparse.__version__
+
+
+def test_no_command_is_help():
+    assert "Commands" in invoke(code=2).output
+
+
+@pytest.mark.parametrize("arguments", [["walk"], ["run"], ["run", "x.onnx", "--repeats", "0"]])
+def test_misuse_is_exit_code_two(arguments):
+    assert "Traceback" not in invoke(*arguments, code=2).output
+
+
+def test_expected_error_is_one_line():
+    line = refused("run", "/nowhere/a[b]model.onnx")
+    assert line.startswith("error: /nowhere/a[b]model.onnx is not a file")
+
+
+def test_debug_shows_the_traceback():
+    result = CliRunner().invoke(app, ["--debug", "run", "nothing.onnx"])
+    assert isinstance(result.exception, FileFormatError)
+
+
+def test_run_prints_output_and_latency():
+    result = json.loads(invoke("run", DOCTOR, "--repeats", 5, "--threads", 1, "--json").stdout)
+    latency = result["latency_ms"]
+    assert 0 < latency["lower_quartile"] <= latency["median"] <= latency["upper_quartile"]
+    assert result["repeats"] == 5
+    assert result["threads"] == 1
+    assert result["inputs"] == {"input": [1, 1, 2, 2]}
+    assert result["outputs"][0]["shape"] == [1, 1, 2, 2]
+    assert Path(result["library"]).is_file()
+    text = invoke("run", DOCTOR, "--repeats", 1).stdout
+    assert "1x1x2x2" in text
+    assert "ms median of 1 runs" in text
+
+
+def test_run_reads_the_input(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 2, 2))
+    result = json.loads(invoke("run", DOCTOR, "--input", path, "--top", 2, "--json").stdout)
+    assert result["outputs"][0]["top"] == [{"index": 3, "value": 5.0}, {"index": 2, "value": 3.0}]
+    np.save(path, np.zeros((1, 1, 3, 3), np.float32))
+    assert "[1, 1, 3, 3]" in refused("run", DOCTOR, "--input", path)
+
+
+def test_run_with_and_without_the_library(exported):
+    results = [
+        json.loads(invoke("run", exported, "--repeats", 1, "--json", flag).stdout)
+        for flag in ("--library", "--no-library")
+    ]
+    tops = [[entry["index"] for entry in result["outputs"][0]["top"]] for result in results]
+    assert tops[0] == tops[1]
+    assert results[0]["library"]
+    assert results[1]["library"] is None
+    assert "ConvFillNearestRelu" in refused("run", DOCTOR, "--no-library")
+
+
+def test_export_writes_model_and_header(exported):
+    assert onnx.load(exported).opset_import
+    assert "static const uint8_t" in exported.with_name("masks.h").read_text()
+
+
+def test_export_reports_its_layers(tmp_path):
+    arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
+    path = tmp_path / "model.onnx"
+    figures = json.loads(
+        invoke("export", *arguments, "--sparsity", 0.5, "--out", path, "--json").stdout
+    )
+    assert figures["size"] == path.stat().st_size
+    assert figures["errors"]["library"] < 1e-5
+    masked = [layer for layer in figures["layers"] if layer["sparsity"] > 0]
+    assert masked
+    for layer in masked:
+        plane = layer["height"] * layer["width"]
+        assert layer["sparsity"] == pytest.approx(round(0.5 * plane) / plane)
+    text = invoke("export", *arguments, "--out", path).stdout
+    assert "32x32" in text
+    assert "0.000" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --run"),
+        (["--run", "a", "--model", "b"], "either --run"),
+        (["--run", "/nowhere"], "/nowhere"),
+        (["--model", "torchvision/resnet81"], "resnet18"),
+        (["--model", "semisparse/resnet8", "--sparsity", 1], "sparsity"),
+        (["--model", "semisparse/resnet8", "--sparsity", 0.2, "--fill", "zero"], "zero"),
+        (["--model", "semisparse/resnet8", "--sparsity", 0.2, "--skip", "9x9"], "9x9"),
+        (["--model", "semisparse/resnet8", "--out", "/nowhere/m.onnx"], "/nowhere"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_export_refuses(arguments, message, tmp_path):
+    out = [] if "--out" in arguments else ["--out", tmp_path / "model.onnx"]
+    assert message in refused("export", "--image-size", 32, *arguments, *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_agrees(exported):
+    found = json.loads(invoke("check", exported, "--json").stdout)
+    assert found["ok"]
+    assert max(found["errors"].values()) < 1e-5
+    assert "agrees" in invoke("check", exported).stdout
+
+
+def test_check_sees_a_portable_body_that_differs(exported, tmp_path):
+    model = onnx.load(exported)
+    changed = 0
+    for function in model.functions:
+        for node in function.node:
+            if node.op_type == "Relu":
+                node.op_type = "Neg"
+                changed += 1
+    assert changed
+    path = tmp_path / "tampered.onnx"
+    onnx.save(model, path)
+    assert "does not agree" in invoke("check", path, code=1).stdout
+    assert not json.loads(invoke("check", path, "--json", code=1).stdout)["ok"]
+
+
+def test_check_refuses_a_foreign_file():
+    assert "semisparse.format" in refused("check", DOCTOR) or "ConvFill" in refused("check", DOCTOR)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_extra_the_command_says_so(package):
+    result = python(
+        f"sys.modules[{package!r}] = None\nfrom semisparse.__main__ import main\nmain()"
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "pip install 'semisparse[cli]'" in line
+
+
+def test_without_torch_the_training_commands_say_so():
+    code = """
+sys.modules["torch"] = None
+sys.argv = ["semisparse", "export", "--model", "semisparse/resnet8"]
+from semisparse.__main__ import main
+main()
+"""
+    result = python(code)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "torch" in line
+    assert "pip install 'semisparse[train]'" in line
+
+
+def test_the_command_needs_no_click():
+    """typer brings its own copy; another package may or may not have installed click."""
+    result = python("sys.modules['click'] = None\nimport semisparse.cli")
+    assert result.returncode == 0, result.stderr
+
+
+def test_console_script():
+    result = subprocess.run(
+        [Path(sys.executable).with_name("semisparse"), "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.strip() == semisparse.__version__
