@@ -28,7 +28,7 @@ def train(
     for step in range(steps):
         weight = 1 - (1 - max(step - warm_up, 0) / (steps - warm_up)) ** 2
         if weight > 0:
-            selection.draw(score(step), weight)
+            selection.draw(score(step))
         loss = {"falling": 3 / (1 + 10 * step / steps), "flat": 1.0, "exploding": 0.1}[trend]
         loss *= 1 + (2 if trend == "exploding" else 0.3) * weight
         loss *= 1 + 0.05 * rng.standard_normal() - (0.5 * weight if step == better else 0)
@@ -39,7 +39,7 @@ def train(
 
 
 @pytest.mark.parametrize("trend", ["falling", "flat", "exploding"])
-@pytest.mark.parametrize("better", [160, 220, 280])
+@pytest.mark.parametrize("better", [120, 200, 280])
 def test_best_loss_finds_the_better_draw_under_trends(trend: str, better: int) -> None:
     found = [train(seed, trend, better) for seed in range(20)]
     assert sum(draw == better for draw in found) >= 12
@@ -56,7 +56,7 @@ def test_best_loss_takes_any_sign_and_scale_of_loss() -> None:
     for scale, offset in [(1, 0), (1e-6, 0), (1e6, 0), (1, -100), (1, 100)]:
         selection = Selection("best_loss")
         for number, loss in enumerate(losses):
-            selection.draw(score(number), 1.0)
+            selection.draw(score(number))
             selection.observe(scale * loss + offset)
         picks.add(picked(selection))
     assert len(picks) == 1
@@ -67,7 +67,7 @@ def test_a_draw_is_judged_by_the_mean_of_its_losses() -> None:
     for loss in (1.0, 1.2, 0.8, 1.1, 0.9):
         selection.observe(loss)
     for number, losses in enumerate([(0.1, 1.9), (0.8, 0.8), (1.0, 1.0)]):
-        selection.draw(score(number), 1.0)
+        selection.draw(score(number))
         for loss in losses:
             selection.observe(loss)
     assert picked(selection) == 1
@@ -82,9 +82,9 @@ def test_losses_that_are_not_finite_are_never_picked_and_leave_no_trace(bad: flo
         dirty.observe(bad)
     for number, loss in enumerate([1.0, 0.9, 1.1, 0.8, 1.0]):
         for selection in (clean, dirty):
-            selection.draw(score(number), 1.0)
+            selection.draw(score(number))
             selection.observe(loss)
-        dirty.draw(score(100 + number), 1.0)
+        dirty.draw(score(100 + number))
         dirty.observe(bad)
     assert picked(dirty) == picked(clean) == 3
     dirty.observe(-5.0)
@@ -94,11 +94,11 @@ def test_losses_that_are_not_finite_are_never_picked_and_leave_no_trace(bad: flo
 def test_draws_without_a_loss_are_passed_over() -> None:
     selection = Selection("best_loss")
     assert picked(selection) is None
-    selection.draw(score(0), 1.0)
-    selection.draw(score(1), 1.0)
+    selection.draw(score(0))
+    selection.draw(score(1))
     assert picked(selection) == 1
     selection.observe(1.0)
-    selection.draw(score(2), 1.0)
+    selection.draw(score(2))
     assert picked(selection) == 1
 
 
@@ -106,6 +106,6 @@ def test_draws_without_a_loss_are_passed_over() -> None:
 def test_first_and_last_go_by_order(policy: str, number: int) -> None:
     selection = Selection(policy)
     for draw in range(5):
-        selection.draw(score(draw), 1.0)
+        selection.draw(score(draw))
         selection.observe([1.0, 0.1, 2.0, 0.5, 3.0][draw])
     assert picked(selection) == number

@@ -153,7 +153,7 @@ class Sparsifier:
             self._sparsity = self._sparsity_at(progress, config.sparsity)
             if self._sparsity > 0:
                 score = self._draw()
-                self._selection.draw(score, weight=self._sparsity / config.sparsity)
+                self._selection.draw(score)
                 self._mask_by(score, progress)
 
     def observe(self, loss: Tensor | float) -> None:
