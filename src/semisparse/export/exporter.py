@@ -17,7 +17,7 @@ from semisparse import ops
 from semisparse.errors import ExportError, ModelError
 from semisparse.export.fold import fold_batch_norm
 from semisparse.export.fuse import fuse, is_conv
-from semisparse.export.graph import simplify, trace
+from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
 from semisparse.export.layout import to_nhwc, transposes
 from semisparse.export.mask import layer_of, put_masks
 from semisparse.export.metadata import metadata
@@ -109,14 +109,15 @@ def export_onnx(
     graph_model.metadata_props.update(metadata(model, masks))
     file = ir.to_proto(graph_model).SerializeToString()
     with torch.no_grad():
-        errors = verify_file(model, inputs, file, path) if verify else {}
+        dynamic = dynamic_batch(graph_model)
+        errors = verify_file(model, inputs, file, path, dynamic) if verify else {}
     _write(path, file)
     return ExportReport(
         path=path,
         layers=_exported_layers(graph_model, masks),
         errors=errors,
         transposes=transposes(graph_model),
-        dynamic_batch=_has_dynamic_batch(graph_model),
+        dynamic_batch=dynamic_batch(graph_model),
         size=len(file),
         opset=ops.OPSET,
     )
@@ -137,6 +138,8 @@ def build(
         )
     put_masks(graph_model, layers)
     fuse(graph_model)
+    passes.OutputFixPass()(graph_model)
+    name_ends(graph_model.graph)
     passes.ClearMetadataAndDocStringPass()(graph_model)
     passes.NameFixPass()(graph_model)
     _add_bodies(graph_model)
@@ -214,8 +217,3 @@ def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[E
             )
         )
     return tuple(listed)
-
-
-def _has_dynamic_batch(graph_model: ir.Model) -> bool:
-    shape = graph_model.graph.inputs[0].shape
-    return shape is not None and not isinstance(shape[0], int)

@@ -53,8 +53,8 @@ _RULES = (
 def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
     """The graph of a model without its masks, which act on its convolutions' linear part.
 
-    The batch dimension is dynamic where the model does not fix it. Convolutions are named after
-    their layers, `name#2` and so on from the second call.
+    The batch size is free where the model does not fix it. Convolutions are named after their
+    layers, `name#2` and so on from the second call.
 
     Args:
         model: in eval mode, on the CPU.
@@ -65,32 +65,36 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
     """
     # torch.export takes a batch of one for a constant.
     doubled = tuple(torch.cat([x, x]) if x.dim() else x for x in inputs)
-    dynamic = tuple({0: torch.export.Dim.AUTO} if x.dim() else None for x in inputs)
+    free = tuple({0: torch.export.Dim.AUTO} if x.dim() else None for x in inputs)
     try:
-        with masking_disabled(model), torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                model,
-                doubled,
-                dynamo=True,
-                dynamic_shapes=dynamic,
-                input_names=_names("input", len(inputs)),
-                opset_version=ops.OPSET,
-                optimize=False,
-                verbose=False,
-            )
-    # The exporter raises whatever the model's own code and some dozen of its passes raise.
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise ModelError(
-            f"torch cannot export the model ({type(cause).__name__}: {str(cause).strip()}); "
-            "torch.export.export(model, (example_input,)) must accept it."
-        ) from error
-    assert program is not None
-    graph_model = program.model
+        graph_model = _export(model, doubled, free)
+    except ModelError:
+        graph_model = None
+    if graph_model is None or not dynamic_batch(graph_model):
+        graph_model = _export(model, inputs, None)
     graph_model.ir_version = ops.IR_VERSION
-    _name_ends(graph_model.graph)
-    _name_layers(graph_model.graph, model)
+    _name_nodes(graph_model.graph, model)
     return graph_model
+
+
+def dynamic_batch(model: ir.Model) -> bool:
+    """Whether the batch size of the first input is free."""
+    shape = model.graph.inputs[0].shape
+    return shape is not None and shape.rank() > 0 and not isinstance(shape[0], int)
+
+
+def name_ends(graph: ir.Graph) -> None:
+    """Name inputs, outputs and the batch dimension as docs/format.md says."""
+    for stem, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for index, value in enumerate(values):
+            value.name = stem if len(values) == 1 else f"{stem}_{index}"
+    leading = [value.shape[0] for value in graph.inputs if value.shape]
+    symbols = {size for size in leading if isinstance(size, ir.SymbolicDim)}
+    if len(symbols) != 1:
+        return
+    for value in [*graph.inputs, *(out for node in graph for out in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape(["batch" if size in symbols else size for size in value.shape])
 
 
 def simplify(model: ir.Model) -> None:
@@ -131,30 +135,32 @@ def constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     return value
 
 
-def _names(stem: str, count: int) -> list[str]:
-    return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
+def _export(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: tuple[Any, ...] | None
+) -> ir.Model:
+    try:
+        with masking_disabled(model), torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                model,
+                inputs,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=ops.OPSET,
+                optimize=False,
+                verbose=False,
+            )
+    # The exporter raises whatever the model's own code and some dozen of its passes raise.
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"torch cannot export the model ({type(cause).__name__}: {str(cause).strip()}); "
+            "torch.export.export(model, (example_input,)) must accept it."
+        ) from error
+    assert program is not None
+    return program.model
 
 
-def _name_ends(graph: ir.Graph) -> None:
-    for value, name in zip(graph.outputs, _names("output", len(graph.outputs)), strict=True):
-        value.name = name
-    leading = [x.shape[0] for x in graph.inputs if x.shape]
-    symbols = {dim for dim in leading if isinstance(dim, ir.SymbolicDim)}
-    if len(symbols) == 1:
-        symbol = next(iter(symbols))
-        for node in graph:
-            for value in node.outputs:
-                _rename(value, symbol)
-        for value in graph.inputs:
-            _rename(value, symbol)
-
-
-def _rename(value: ir.Value, symbol: ir.SymbolicDim) -> None:
-    if value.shape is not None and symbol in value.shape.dims:
-        value.shape = ir.Shape(["batch" if dim == symbol else dim for dim in value.shape])
-
-
-def _name_layers(graph: ir.Graph, model: nn.Module) -> None:
+def _name_nodes(graph: ir.Graph, model: nn.Module) -> None:
     """Name nodes after the module that was called; a shared module has its first name."""
     first: dict[nn.Module, str] = {}
     names = {

@@ -13,6 +13,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from semisparse import ops
 from semisparse.check import TOLERANCE, relative_error
@@ -23,7 +24,7 @@ _Arrays = list[NDArray[Any]]
 
 
 def verify(
-    model: nn.Module, inputs: tuple[Tensor, ...], file: bytes, path: Path
+    model: nn.Module, inputs: tuple[Tensor, ...], file: bytes, path: Path, dynamic: bool
 ) -> dict[str, float]:
     """Compare a file with the torch model in float64, on the inputs and on random ones.
 
@@ -32,6 +33,7 @@ def verify(
         inputs: of the model's forward.
         file: the serialised ONNX model.
         path: where it is to be written, for the error.
+        dynamic: whether the batch size is free, so that another one is to be tried.
 
     Returns:
         The worst norm-relative error of the `portable` bodies and of the `library`.
@@ -46,7 +48,7 @@ def verify(
         "library": InferenceSession(file),
     }
     errors = dict.fromkeys(sessions, 0.0)
-    for batch in (inputs, _random_like(inputs)):
+    for batch in (inputs, _random_like(inputs, larger=dynamic)):
         expected = _outputs(exact(*_to_double(batch)))
         for kind, session in sessions.items():
             computed = session.run(None, _feeds(session, batch))
@@ -119,10 +121,12 @@ def _layer_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Mapping[str, 
     return seen
 
 
-def _random_like(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _random_like(inputs: tuple[Tensor, ...], larger: bool) -> tuple[Tensor, ...]:
+    """Normal values of the same shape, or of a batch that is larger by one."""
     generator = torch.Generator().manual_seed(0)
+    wanted = (torch.cat([x, x[:1]]) if larger and x.dim() else x for x in inputs)
     return tuple(
-        torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in inputs
+        torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in wanted
     )
 
 
@@ -131,8 +135,7 @@ def _to_double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _outputs(result: Any) -> _Arrays:
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [leaf.numpy(force=True) for leaf in leaves]
+    return [leaf.numpy(force=True) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _feeds(session: InferenceSession, inputs: tuple[Tensor, ...]) -> dict[str, NDArray[Any]]:
