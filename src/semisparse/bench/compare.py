@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from semisparse.bench.layers import LayerTime
 from semisparse.bench.machine import Peak, measure_peak
+from semisparse.bench.memory import Footprint
 from semisparse.bench.models import Floats, Model, Variant
 from semisparse.bench.peers import Peer
 from semisparse.bench.peers.onnxruntime import runner, session_options
@@ -65,6 +67,8 @@ class Run:
         missing: by peer asked for that was not timed, the reason.
         fastest_peer: the dense peer with the lowest median; None if there is none.
         unsettled: samples taken while threads of an earlier candidate were still busy.
+        layers: by variant, if asked for.
+        memory: of the sessions, if asked for.
     """
 
     threads: int
@@ -73,6 +77,8 @@ class Run:
     missing: dict[str, str]
     fastest_peer: str | None
     unsettled: int
+    layers: dict[str, tuple[LayerTime, ...]] = field(default_factory=dict)
+    memory: tuple[Footprint, ...] = ()
 
 
 def compare(

@@ -11,8 +11,6 @@ from typing import Any
 
 from semisparse.bench import layers, machine, memory
 from semisparse.bench.compare import Run, compare
-from semisparse.bench.layers import LayerTime
-from semisparse.bench.memory import Footprint
 from semisparse.bench.models import prepare
 from semisparse.bench.peers import PEERS
 from semisparse.errors import ConfigError
@@ -76,16 +74,12 @@ class ModelResult:
         input_shape: [1, C, H, W].
         flops: of the dense model, on one image.
         runs: one for each number of threads.
-        layers: by number of threads and variant, if asked for.
-        memory: by number of threads, if asked for.
     """
 
     name: str
     input_shape: tuple[int, ...]
     flops: int
     runs: tuple[Run, ...]
-    layers: dict[int, dict[str, tuple[LayerTime, ...]]]
-    memory: dict[int, tuple[Footprint, ...]]
 
 
 @dataclass(frozen=True)
@@ -170,28 +164,26 @@ def _run_model(name: str, settings: Settings, cache: Path, progress: Progress) -
     )
     peers = [PEERS[peer] for peer in settings.peers]
     runs = []
-    profiles = {}
-    footprints = {}
     for threads in settings.threads:
         label = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
         progress.stage(f"timing {label}")
-        runs.append(
-            compare(
-                model,
-                peers,
-                threads,
-                rounds=settings.rounds,
-                warmup=settings.warmup,
-                progress=progress.sampled,
-            )
+        run = compare(
+            model,
+            peers,
+            threads,
+            rounds=settings.rounds,
+            warmup=settings.warmup,
+            progress=progress.sampled,
         )
         if settings.layers:
             progress.stage(f"profiling {label}")
-            profiles[threads] = {
+            profiles = {
                 variant.name: layers.profile(model, variant, threads, rounds=settings.rounds)
                 for variant in model.variants
             }
+            run = dataclasses.replace(run, layers=profiles)
         if settings.memory:
             progress.stage(f"measuring memory of {label}")
-            footprints[threads] = memory.measure(model, threads)
-    return ModelResult(name, model.x.shape, model.work.flops, tuple(runs), profiles, footprints)
+            run = dataclasses.replace(run, memory=memory.measure(model, threads))
+        runs.append(run)
+    return ModelResult(name, model.x.shape, model.work.flops, tuple(runs))

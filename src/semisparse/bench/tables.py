@@ -10,6 +10,9 @@ from semisparse.bench.layers import LayerTime
 from semisparse.bench.memory import Footprint
 from semisparse.bench.timing import Quartiles
 
+# A call keeps at least one core busy, unless it waits for one.
+_BUSY = 0.95
+
 
 @dataclass(frozen=True)
 class Table:
@@ -59,20 +62,20 @@ def machine_lines(results: Results) -> list[str]:
 
 
 def model_tables(result: ModelResult) -> list[Table]:
-    """The tables of one model: latencies for each number of threads, then layers and memory."""
-    tables = [_latency_table(result, run) for run in result.runs]
-    peaks = {run.threads: run.peak.flops for run in result.runs}
-    for threads, profiles in result.layers.items():
-        tables.extend(
-            _layer_table(f"{result.name}, {name}, {_threads(threads)}", rows, peaks[threads])
-            for name, rows in profiles.items()
-        )
-    for threads, footprints in result.memory.items():
-        tables.append(_memory_table(f"{result.name}, sessions, {_threads(threads)}", footprints))
+    """The tables of one model: for each number of threads latencies, layers and memory."""
+    tables = []
+    for run in result.runs:
+        where = f"{run.threads} thread{'s' if run.threads > 1 else ''}"
+        shape = "x".join(map(str, result.input_shape))
+        tables.append(_latency_table(f"{result.name}, {shape}, {where}", result, run))
+        for name, rows in run.layers.items():
+            tables.append(_layer_table(f"{result.name}, {name}, {where}", rows, run.peak.flops))
+        if run.memory:
+            tables.append(_memory_table(f"{result.name}, sessions, {where}", run.memory))
     return tables
 
 
-def _latency_table(result: ModelResult, run: Run) -> Table:
+def _latency_table(title: str, result: ModelResult, run: Run) -> Table:
     fastest = run.fastest_peer
     columns = (
         "candidate",
@@ -86,7 +89,6 @@ def _latency_table(result: ModelResult, run: Run) -> Table:
     )
     rows = [_latency_cells(row, run) for row in run.rows]
     rows += [(f"{name}: missing", *["—"] * (len(columns) - 1)) for name in run.missing]
-    shape = "x".join(map(str, result.input_shape))
     notes = [
         f"{result.flops / 1e9:.2f} GFLOP dense.",
         f"FMA peak {run.peak.flops / 1e9:.0f} GFLOP/s, copy {run.peak.copy / 1e9:.1f} GB/s.",
@@ -94,9 +96,9 @@ def _latency_table(result: ModelResult, run: Run) -> Table:
     ]
     if run.unsettled:
         notes.append(f"{run.unsettled} samples were taken beside threads that were still busy.")
-    return Table(
-        f"{result.name}, {shape}, {_threads(run.threads)}", columns, tuple(rows), tuple(notes)
-    )
+    if any(row.cores < _BUSY for row in run.rows):
+        notes.append("Other processes took CPU time from some candidates: the figures are spoilt.")
+    return Table(title, columns, tuple(rows), tuple(notes))
 
 
 def _latency_cells(row: Row, run: Run) -> tuple[str, ...]:
@@ -169,10 +171,6 @@ def _memory_table(title: str, footprints: tuple[Footprint, ...]) -> Table:
 
 def _quartiles(values: Quartiles, scale: float = 1.0) -> str:
     return f"{values.median * scale:.2f} ({values.low * scale:.2f}-{values.high * scale:.2f})"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:

@@ -25,6 +25,7 @@ _QUICK: dict[str, Any] = {
     "peers": ("onnxruntime",),
     "rounds": 5,
 }
+_FILE_WIDTH = 130  # columns of the tables where no terminal tells its own
 
 
 class ListOptions(TyperCommand):
@@ -134,6 +135,8 @@ def bench(
     # Progress, and the tables where JSON takes the standard output.
     console = Console(stderr=True)
     tables_console = console if to_stdout else Console()
+    if not tables_console.is_terminal:
+        tables_console.width = _FILE_WIDTH
 
     def finished(results: Results) -> None:
         for table in tables.model_tables(results.models[-1]):
@@ -186,11 +189,12 @@ def _bar(console: Console) -> Any:
 
 
 def _print(console: Console, table: Any) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    drawn = Table(title=table.title, title_justify="left", title_style="bold")
+    drawn = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for place, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if place else "left", no_wrap=place == 0)
+        drawn.add_column(column, justify="right" if place else "left")
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)

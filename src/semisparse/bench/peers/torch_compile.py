@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from semisparse.bench.models import Model
 from semisparse.bench.peers.peer import Floats, Peer
@@ -13,9 +14,9 @@ def _load(model: Model, threads: int) -> Callable[[], Floats]:
 
     torch.set_num_threads(threads)
     # The thread count is compiled into the code, which would be taken from the cache otherwise.
-    torch.compiler.reset()  # type: ignore[no-untyped-call]
+    torch.compiler.reset()
     eager = model.module().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = torch.compile(eager)
+    module: Any = torch.compile(eager)
     x = torch.from_numpy(model.x).to(memory_format=torch.channels_last)
 
     def run() -> Floats:

@@ -1,0 +1,169 @@
+"""What the benchmark builds: the same weights in every file, and the arithmetic they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from semisparse.bench.models import Model, prepare
+from semisparse.bench.work import inlined, read, work_of
+from semisparse.errors import ConfigError, FileFormatError, ModelError
+
+NAME = "semisparse/resnet8"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def model(cache: Path) -> Model:
+    return prepare(NAME, cache, sparsities=[0, 0.25], fills=["bias", "nearest"], image_size=32)
+
+
+def run_stock(path: Path, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_every_file_computes_what_the_one_torch_model_does(model: Model) -> None:
+    with torch.inference_mode():
+        truth = model.module()(torch.from_numpy(model.x)).numpy()
+    assert difference(model.expected, truth) < 1e-6
+    assert difference(run_stock(model.dense, model.x), truth) < 1e-5
+    assert [variant.name for variant in model.variants] == [
+        "semisparse 0",
+        "semisparse 0.25 bias",
+        "semisparse 0.25 nearest",
+    ]
+    for variant in model.variants:
+        assert difference(run_stock(variant.path, model.x), variant.expected) < 1e-5
+    dense, bias, nearest = (variant.expected for variant in model.variants)
+    assert difference(dense, truth) < 1e-6
+    assert difference(bias, truth) > 1e-3
+    assert difference(bias, nearest) > 1e-3
+
+
+def test_work_is_that_of_the_computed_positions(model: Model) -> None:
+    torch_flops = 0
+
+    def count(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal torch_flops
+        positions = output[0, 0].numel() if output.dim() == 4 else 1
+        torch_flops += 2 * layer.weight.numel() * positions  # type: ignore[union-attr, operator]
+
+    module = model.module()
+    for layer in module.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(count)
+    module(torch.from_numpy(model.x))
+    dense, bias, nearest = (variant.work for variant in model.variants)
+    assert model.work.flops == dense.flops == torch_flops
+    assert bias.dense().flops == torch_flops
+    assert bias.layers == nearest.layers
+    for layer in bias.layers:
+        expected = 0.25 if layer.plane != (1, 1) else 0.0
+        assert layer.sparsity == pytest.approx(expected, abs=0.5 / layer.positions)
+    assert {layer.name for layer in model.work.layers} == {layer.name for layer in bias.layers}
+
+
+def test_a_second_time_nothing_is_made_again(model: Model, cache: Path) -> None:
+    made: list[str] = []
+    times = {path: path.stat().st_mtime_ns for path in model.folder.iterdir()}
+    again = prepare(
+        NAME, cache, sparsities=[0.25], fills=["bias"], image_size=32, progress=made.append
+    )
+    assert made == []
+    assert again.variants[0].path == model.variants[1].path
+    assert {path: path.stat().st_mtime_ns for path in model.folder.iterdir()} == times
+
+
+def test_another_setting_is_another_file(model: Model, cache: Path) -> None:
+    skipping = prepare(
+        NAME, cache, sparsities=[0.25], fills=["bias"], skip=["1x1"], image_size=32
+    )
+    assert skipping.variants[0].path not in [variant.path for variant in model.variants]
+    for layer in skipping.variants[0].work.layers:
+        if layer.weights[2:] == (1, 1):
+            assert layer.sparsity == 0
+
+
+def test_an_exported_file_is_timed_as_it_is(model: Model, cache: Path) -> None:
+    path = model.variants[2].path
+    file = prepare(str(path), cache, sparsities=[0.1], fills=["bias"])
+    (variant,) = file.variants
+    assert variant.path == path
+    assert variant.work.flops == model.variants[2].work.flops
+    assert file.work.flops == model.work.flops
+    assert {opset.domain for opset in onnx.load(file.dense).opset_import} == {""}
+    assert difference(run_stock(file.dense, file.x), variant.expected) < 1e-6
+    with pytest.raises(ModelError, match="exported file"):
+        file.module()
+
+
+def test_inlining_leaves_no_function(model: Model) -> None:
+    flat = inlined(read(model.variants[2].path))
+    assert not flat.functions
+    assert {node.domain for node in flat.graph.node} == {""}
+
+
+def test_work_counts_groups_strides_and_matrix_products() -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["y"], "conv", group=2, strides=[2, 2]),
+            helper.make_node("GlobalAveragePool", ["y"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Gemm", ["f", "v"], ["z"], "fc"),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 9, 7])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 5])],
+        [
+            numpy_helper.from_array(np.zeros((6, 2, 3, 3), np.float32), "w"),
+            numpy_helper.from_array(np.zeros((6, 5), np.float32), "v"),
+        ],
+    )
+    conv, fc = work_of(helper.make_model(graph)).layers
+    assert (conv.name, conv.plane, conv.flops) == ("conv", (4, 3), 2 * 4 * 3 * 6 * 2 * 3 * 3)
+    assert (fc.name, fc.plane, fc.flops) == ("fc", (1, 1), 2 * 6 * 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "words"),
+    [
+        ("resnet19", {}, ModelError, "did you mean"),
+        (NAME, {"sparsities": [1.0]}, ConfigError, r"Sparsity 1\.0"),
+        (NAME, {"image_size": 0}, ConfigError, "image size is 0"),
+        (NAME, {"skip": ["nothing.*"], "image_size": 32}, ConfigError, "nothing"),
+        ("absent.onnx", {}, FileFormatError, "not a file"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    tmp_path: Path,
+    name: str,
+    options: dict[str, object],
+    error: type[Exception],
+    words: str,
+) -> None:
+    settings: dict[str, object] = {"sparsities": [0.3], "fills": ["bias"], **options}
+    with pytest.raises(error, match=words):
+        prepare(name, tmp_path, **settings)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("semisparse-*.onnx"))
+
+
+def test_a_corrupt_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(FileFormatError):
+        prepare(str(path), tmp_path, sparsities=[0.1], fills=["bias"])
