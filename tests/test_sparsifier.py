@@ -339,6 +339,12 @@ def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:
     sparsifier(model)
     with pytest.raises(ModelError, match="has a Sparsifier already"):
         sparsifier(model)
+    inner = nn.Conv2d(3, 3, 3)
+    outer = nn.Sequential(nn.Conv2d(3, 3, 3), inner)
+    Sparsifier(inner, example(), config, total_steps=9)
+    with pytest.raises(ModelError, match="1 is already masked"):
+        Sparsifier(outer, example(), config, total_steps=9)
+    assert list(masked_layers(outer)) == ["1"]
 
 
 def test_an_input_of_another_size_is_refused_by_name() -> None:

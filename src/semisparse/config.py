@@ -36,7 +36,8 @@ class SparsityConfig:
             83.7% against 16.2%, dense 91.4%) and never less after it.
         per_layer_fill: rule to a fill of its own.
         initial: sparsity before ``begin``, in [0, sparsity].
-        begin, end: where the schedule starts and ends, as fractions of the training steps.
+        begin, end: where the schedule starts and ends, as fractions of the training steps. At
+            the end the masks freeze; with 1 they do so only on ``Sparsifier.freeze()``.
         power: exponent of the decay; see :func:`semisparse.schedules.sparsity_at`.
         frequency: steps between two draws of the masks.
         selection: which draw is kept: ``"best_loss"``, ``"last"`` or ``"first"``.

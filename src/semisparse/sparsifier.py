@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -58,8 +59,8 @@ class Sparsifier:
 
     Raises:
         ConfigError: if a rule matches nothing or ``total_steps`` is not positive.
-        ModelError: if there is nothing to mask, the example does not run, or a layer is called at
-            two output sizes.
+        ModelError: if there is nothing to mask, the example does not run, a layer is called at
+            two output sizes, or one is masked already.
     """
 
     def __init__(
@@ -100,8 +101,11 @@ class Sparsifier:
                 "not called on the example input, or too small for their sparsity; change skip, "
                 "per_layer or sparsity."
             )
-        for name, rule in self._rules.items():
-            attach(convolutions[name], *planes[name], rule.fill, name)
+        with contextlib.ExitStack() as undo:
+            for name, rule in self._rules.items():
+                attach(convolutions[name], *planes[name], rule.fill, name)
+                undo.callback(detach, convolutions[name])
+            undo.pop_all()
         setattr(model, _CONFIG_ATTRIBUTE, config.to_json())
 
         self._model = model
