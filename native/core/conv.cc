@@ -1,7 +1,6 @@
 #include "core/conv.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -25,24 +24,6 @@ constexpr int64_t kShortTap = 16;
 constexpr size_t kWidestPanel = 64;
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
-// Row pointers and destinations of one tile, on the stack where they fit.
-template <typename T, size_t kInline>
-class SmallArray {
- public:
-  explicit SmallArray(size_t n) {
-    if (n > kInline) {
-      heap_.resize(n);
-      data_ = heap_.data();
-    }
-  }
-  T* data() { return data_; }
-
- private:
-  std::array<T, kInline> inline_;
-  std::vector<T> heap_;
-  T* data_ = inline_.data();
-};
 
 std::string plane_text(int64_t height, int64_t width) {
   return std::to_string(height) + " x " + std::to_string(width);
@@ -103,96 +84,18 @@ std::unique_ptr<ScratchSlot::Piece> ScratchSlot::take(size_t floats) {
   return piece;
 }
 
-// One run: how output rows (kept positions of all images, in order) map to memory.
+// One run, and its division into tasks.
 struct Conv::Work {
-  const float* x;  // the input, or its padded copy
+  Geometry geometry;
   const float* residual;
   float* y;
-  size_t in_channels, out_channels;
-  int64_t height, width;  // of x
-  int64_t out_height, out_width;
-  int64_t pad_top, pad_left;
-  size_t taps, channels;  // of the kernel's contract
-  std::vector<std::ptrdiff_t> tap_offsets;
-  std::vector<std::array<int64_t, 2>> tap_at;  // row and column of each tap from the first
-  const float* zeros;                          // what a tap outside the plane reads
-  size_t images, rows_per_image, rows;
+  size_t channels;  // of a tap
+  size_t images, rows;
   bool by_panel;  // a task is one panel's rows; else all panels of its rows
   size_t rows_per_task, row_tasks, tasks;
+
+  size_t taps() const { return geometry.taps.size(); }
 };
-
-// Where a run of rows comes from and goes to; filled for one tile at a time.
-struct Conv::Rows {
-  Rows(size_t m, size_t taps, size_t copies) : pointers(m * taps), ends(m), dests(m * copies) {}
-
-  SmallArray<const float*, 384> pointers;
-  SmallArray<uint32_t, 32> ends;
-  SmallArray<uint32_t, 256> dests;
-  size_t dest_count = 0;
-
-  // Rows [row, row + m). Pointer of row i and tap t at [i * row_step + t * tap_step].
-  void fill(const Conv& conv, const Work& work, size_t row, size_t m, size_t row_step,
-            size_t tap_step);
-};
-
-void Conv::Rows::fill(const Conv& conv, const Work& work, size_t row, size_t m, size_t row_step,
-                      size_t tap_step) {
-  const bool masked = conv.positions_.has_value();
-  const auto plane = static_cast<size_t>(work.out_height * work.out_width);
-  const auto width = static_cast<size_t>(work.out_width);
-  const int64_t reach_y = work.tap_at.back()[0];
-  const int64_t reach_x = work.tap_at.back()[1];
-  const auto image_floats = static_cast<size_t>(work.height * work.width) * work.in_channels;
-  const float** out = pointers.data();
-  uint32_t* end = ends.data();
-  dest_count = 0;
-  size_t image = row / work.rows_per_image;
-  size_t index = row % work.rows_per_image;
-  size_t p = masked ? 0 : index;
-  size_t oy = p / width;
-  size_t ox = p % width;
-  for (size_t i = 0; i < m; ++i) {
-    if (masked) {
-      p = conv.positions_->kept[index];
-      oy = p / width;
-      ox = p % width;
-      const uint32_t* from = conv.positions_->dests.data() + conv.positions_->dest_begin[index];
-      const uint32_t* to = conv.positions_->dests.data() + conv.positions_->dest_begin[index + 1];
-      while (from < to) dests.data()[dest_count++] = static_cast<uint32_t>(*from++ + image * plane);
-    } else {
-      dests.data()[dest_count++] = static_cast<uint32_t>(p + image * plane);
-    }
-    end[i] = static_cast<uint32_t>(dest_count);
-
-    const int64_t y0 = static_cast<int64_t>(oy) * conv.desc_.strides[0] - work.pad_top;
-    const int64_t x0 = static_cast<int64_t>(ox) * conv.desc_.strides[1] - work.pad_left;
-    const float* origin = work.x + image * image_floats +
-                          (y0 * work.width + x0) * static_cast<int64_t>(work.in_channels);
-    const float** pointer = out + i * row_step;
-    if (y0 >= 0 && x0 >= 0 && y0 + reach_y < work.height && x0 + reach_x < work.width) {
-      for (size_t t = 0; t < work.taps; ++t) pointer[t * tap_step] = origin + work.tap_offsets[t];
-    } else {
-      for (size_t t = 0; t < work.taps; ++t) {
-        const int64_t y = y0 + work.tap_at[t][0];
-        const int64_t x = x0 + work.tap_at[t][1];
-        const bool inside = y >= 0 && y < work.height && x >= 0 && x < work.width;
-        pointer[t * tap_step] = inside ? origin + work.tap_offsets[t] : work.zeros;
-      }
-    }
-
-    if (++index == work.rows_per_image) {
-      index = 0;
-      ++image;
-      p = oy = ox = 0;
-    } else if (!masked) {
-      ++p;
-      if (++ox == width) {
-        ox = 0;
-        ++oy;
-      }
-    }
-  }
-}
 
 Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
            const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa)
@@ -203,13 +106,7 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
                outputs * static_cast<size_t>(desc.in_channels / desc.group * desc.kernel[0] *
                                              desc.kernel[1]));
   if (bias != nullptr) check_finite("bias", bias, outputs);
-  if (source != nullptr) {
-    positions_.emplace(source, height, width);
-    for (size_t i = 0; i < positions_->kept.size(); ++i) {
-      const size_t copies = positions_->dest_begin[i + 1] - positions_->dest_begin[i];
-      copies_ = std::max(copies_, copies);
-    }
-  }
+  if (source != nullptr) positions_.emplace(source, height, width);
 
   lo_ = -kInfinity;
   hi_ = kInfinity;
@@ -358,45 +255,49 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   }
   if (batch == 0) return;
 
-  Work work;
-  work.x = x;
+  Work work{};
+  Geometry& g = work.geometry;
+  g.x = x;
+  g.height = height;
+  g.width = width;
+  g.in_channels = desc_.in_channels;
+  g.out_height = out.height;
+  g.out_width = out.width;
+  g.stride_y = desc_.strides[0];
+  g.stride_x = desc_.strides[1];
+  g.pad_top = desc_.pads[0];
+  g.pad_left = desc_.pads[1];
+  g.zeros = zeros_.get();
+  g.positions = positions_ ? &*positions_ : nullptr;
+  g.rows_per_image = positions_ ? positions_->kept.size() : static_cast<size_t>(plane);
   work.residual = residual;
   work.y = y;
-  work.in_channels = static_cast<size_t>(desc_.in_channels);
-  work.out_channels = static_cast<size_t>(desc_.out_channels);
-  work.height = height;
-  work.width = width;
-  work.out_height = out.height;
-  work.out_width = out.width;
-  work.pad_top = desc_.pads[0];
-  work.pad_left = desc_.pads[1];
   work.images = static_cast<size_t>(batch);
-  work.rows_per_image = positions_ ? positions_->kept.size() : static_cast<size_t>(plane);
-  work.rows = work.images * work.rows_per_image;
+  work.rows = work.images * g.rows_per_image;
 
   const bool along_rows = runs_along_rows();
   std::unique_ptr<ScratchSlot::Piece> scratch;
   if (along_rows) {
     const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
     const int64_t padded_width = width + desc_.pads[1] + desc_.pads[3];
-    scratch =
-        scratch_.take(static_cast<size_t>(batch * padded_height * padded_width) * work.in_channels);
-    pad_input(work, x, scratch->data.get(), parallel);
-  } else {
-    work.zeros = zeros_.get();
+    scratch = scratch_.take(
+        static_cast<size_t>(batch * padded_height * padded_width * desc_.in_channels));
+    pad_input(x, batch, height, width, scratch->data.get(), parallel);
+    g.x = scratch->data.get();
+    g.height = padded_height;
+    g.width = padded_width;
+    g.pad_top = g.pad_left = 0;
   }
-
   for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
     for (int64_t kx = 0; kx < (along_rows ? 1 : desc_.kernel[1]); ++kx) {
       const int64_t dy = ky * desc_.dilations[0];
       const int64_t dx = kx * desc_.dilations[1];
-      work.tap_at.push_back({dy, dx});
-      work.tap_offsets.push_back((dy * work.width + dx) * desc_.in_channels);
+      g.taps.push_back({dy, dx});
+      g.offsets.push_back((dy * g.width + dx) * desc_.in_channels);
     }
   }
-  work.taps = work.tap_at.size();
-  work.channels = work.in_channels / static_cast<size_t>(desc_.group) *
-                  static_cast<size_t>(along_rows ? desc_.kernel[1] : 1);
+  work.channels = static_cast<size_t>(desc_.in_channels / desc_.group *
+                                      (along_rows ? desc_.kernel[1] : 1));
 
   divide(work);
   if (dwconv_ != nullptr) {
@@ -407,46 +308,42 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   if (scratch != nullptr) scratch_.give_back(std::move(scratch));
 }
 
-void Conv::pad_input(Work& work, const float* x, float* padded, const Parallel& parallel) const {
-  const auto width = static_cast<size_t>(work.width) * work.in_channels;
-  const auto left = static_cast<size_t>(desc_.pads[1]) * work.in_channels;
-  const auto right = static_cast<size_t>(desc_.pads[3]) * work.in_channels;
-  const int64_t height = work.height;
+void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
+                     const Parallel& parallel) const {
+  const auto row_floats = static_cast<size_t>(width * desc_.in_channels);
+  const auto left = static_cast<size_t>(desc_.pads[1] * desc_.in_channels);
+  const auto right = static_cast<size_t>(desc_.pads[3] * desc_.in_channels);
+  const size_t line = left + row_floats + right;
   const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
-  const size_t line = left + width + right;
-  constexpr size_t kLinesPerTask = 32;
-  const size_t lines = work.images * static_cast<size_t>(padded_height);
-  parallel(ceil_div(lines, kLinesPerTask), [&](size_t task) {
-    for (size_t i = task * kLinesPerTask; i < std::min(lines, (task + 1) * kLinesPerTask); ++i) {
-      float* to = padded + i * line;
-      const auto image = static_cast<int64_t>(i) / padded_height;
-      const int64_t row = static_cast<int64_t>(i) % padded_height - desc_.pads[0];
+  const int64_t lines = batch * padded_height;
+  constexpr int64_t kLinesPerTask = 32;
+  const int64_t tasks = (lines + kLinesPerTask - 1) / kLinesPerTask;
+  parallel(static_cast<size_t>(tasks), [&](size_t task) {
+    const int64_t begin = static_cast<int64_t>(task) * kLinesPerTask;
+    for (int64_t i = begin; i < std::min(lines, begin + kLinesPerTask); ++i) {
+      float* to = padded + static_cast<size_t>(i) * line;
+      const int64_t row = i % padded_height - desc_.pads[0];
       if (row < 0 || row >= height) {
         std::fill_n(to, line, 0.0f);
         continue;
       }
+      const float* from = x + static_cast<size_t>(i / padded_height * height + row) * row_floats;
       std::fill_n(to, left, 0.0f);
-      std::memcpy(to + left, x + static_cast<size_t>(image * height + row) * width,
-                  width * sizeof(float));
-      std::fill_n(to + left + width, right, 0.0f);
+      std::memcpy(to + left, from, row_floats * sizeof(float));
+      std::fill_n(to + left + row_floats, right, 0.0f);
     }
   });
-  work.x = padded;
-  work.height = padded_height;
-  work.width += desc_.pads[1] + desc_.pads[3];
-  work.pad_top = work.pad_left = 0;
-  work.zeros = padded;  // no tap of a padded plane lies outside it
 }
 
 void Conv::divide(Work& work) const {
-  const size_t depth = work.taps * work.channels;  // K of one group
-  const size_t weight_bytes = depth * work.out_channels * sizeof(float);
+  const size_t depth = work.taps() * work.channels;  // K of one group
+  const size_t weight_bytes = depth * out_channels() * sizeof(float);
   // Weights that stay in the second-level cache beside the rows are best met once per row, so that
   // each row is read once; larger ones panel by panel, so that a panel stays there over all rows.
   work.by_panel = dwconv_ == nullptr && panels_.size() > 1 && weight_bytes > l2_cache_bytes() / 4;
   const size_t columns =
-      work.by_panel ? ceil_div(work.out_channels, panels_.size()) : work.out_channels;
-  const size_t row_flops = 2 * (dwconv_ != nullptr ? work.taps : depth) * columns;
+      work.by_panel ? ceil_div(out_channels(), panels_.size()) : out_channels();
+  const size_t row_flops = 2 * (dwconv_ != nullptr ? work.taps() : depth) * columns;
   const size_t flops = work.rows * row_flops * (work.by_panel ? panels_.size() : 1);
   const size_t target = std::max(kSmallestTaskFlops, std::min(kTaskFlops, flops / kTasksWanted));
   size_t rows = std::max<size_t>(1, target / row_flops);
@@ -466,7 +363,7 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   const size_t end = std::min(work.rows, begin + work.rows_per_task);
   const size_t first = work.by_panel ? task / work.row_tasks : 0;
   const size_t last = work.by_panel ? first + 1 : panels_.size();
-  const size_t panel_bytes = work.taps * work.channels * panels_[first].kernel->nr * sizeof(float);
+  const size_t panel_bytes = work.taps() * work.channels * panels_[first].kernel->nr * sizeof(float);
   if (work.by_panel && panel_bytes > l2_cache_bytes() / 2 && end - begin > mr_) {
     igemm_blocked(work, begin, end, panels_[first]);
   } else {
@@ -476,22 +373,23 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   if (!positions_ || positions_->blank.empty()) return;
   const size_t blanks = work.images * positions_->blank.size();
   const size_t channel = work.by_panel ? panels_[first].first : 0;
-  const size_t channels = work.by_panel ? panels_[first].count : work.out_channels;
+  const size_t channels = work.by_panel ? panels_[first].count : out_channels();
   blank_rows(work, blanks * slice / work.row_tasks, blanks * (slice + 1) / work.row_tasks, channel,
              channels);
 }
 
 // The parts of a tile that no panel changes.
 igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) const {
-  rows.fill(*this, work, row, m, 1, m);
+  rows.fill(row, m, Rows::Order::kByTap);
   igemm::Tile tile{};
   tile.m = m;
-  tile.taps = work.taps;
+  tile.taps = work.taps();
   tile.channels = work.channels;
-  tile.rows = rows.pointers.data();
-  tile.dests = rows.dests.data();
-  tile.dest_end = rows.ends.data();
-  tile.ldy = work.out_channels;
+  tile.rows = rows.pointers();
+  tile.offsets = rows.offsets();
+  tile.dests = rows.dests();
+  tile.dest_end = rows.dest_end();
+  tile.ldy = out_channels();
   tile.lo = lo_;
   tile.hi = hi_;
   return tile;
@@ -508,7 +406,7 @@ void Conv::set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) co
 
 void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                        size_t last_panel) const {
-  Rows rows(mr_, work.taps, copies_);
+  Rows rows(work.geometry, mr_);
   // Tiles of equal height: 49 rows are five of 5 and four of 6, not eight of 6 and one of 1.
   const size_t tiles = ceil_div(end - begin, mr_);
   const size_t channel = panels_[first_panel].first;
@@ -529,27 +427,31 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
 // is touched, and the accumulators wait in between. So the weights come from memory once.
 void Conv::igemm_blocked(const Work& work, size_t begin, size_t end, const Panel& panel) const {
   const size_t nr = panel.kernel->nr;
-  Rows rows(mr_, work.taps, copies_);
+  Rows rows(work.geometry, mr_);
   Buffer parked = make_buffer((end - begin) * nr);
   const size_t depth = l2_cache_bytes() / 4 / (nr * sizeof(float));
   // Whole taps, or parts of one where there is only one.
   const size_t taps_step =
-      work.taps == 1 ? 1 : std::clamp<size_t>(depth / work.channels, 1, work.taps);
+      work.taps() == 1 ? 1 : std::clamp<size_t>(depth / work.channels, 1, work.taps());
   const size_t channels_step =
-      work.taps == 1 ? std::clamp<size_t>(depth, 1, work.channels) : work.channels;
+      work.taps() == 1 ? std::clamp<size_t>(depth, 1, work.channels) : work.channels;
   const size_t tiles = ceil_div(end - begin, mr_);
-  for (size_t tap = 0; tap < work.taps; tap += taps_step) {
+  for (size_t tap = 0; tap < work.taps(); tap += taps_step) {
     for (size_t channel = 0; channel < work.channels; channel += channels_step) {
       const bool first = tap == 0 && channel == 0;
-      const bool last = tap + taps_step >= work.taps && channel + channels_step >= work.channels;
+      const bool last = tap + taps_step >= work.taps() && channel + channels_step >= work.channels;
       for (size_t i = 0; i < tiles; ++i) {
         const size_t from = begin + (end - begin) * i / tiles;
         const size_t to = begin + (end - begin) * (i + 1) / tiles;
         float* park = parked.get() + (from - begin) * nr;
         igemm::Tile tile = tile_of(work, rows, from, to - from);
         set_panel(tile, work, panel);
-        tile.rows += tap * tile.m;
-        tile.taps = std::min(taps_step, work.taps - tap);
+        if (tile.offsets != nullptr) {
+          tile.offsets += tap;
+        } else {
+          tile.rows += tap * tile.m;
+        }
+        tile.taps = std::min(taps_step, work.taps() - tap);
         tile.channels = std::min(channels_step, work.channels - channel);
         tile.row_offset += channel;
         tile.weights += (tap * work.channels + channel) * nr;
@@ -569,40 +471,41 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
   constexpr size_t kStrip = 16;
   const size_t begin = std::min(work.rows, task * work.rows_per_task);
   const size_t end = std::min(work.rows, begin + work.rows_per_task);
-  Rows rows(kStrip, work.taps, copies_);
+  Rows rows(work.geometry, kStrip);
   for (size_t from = begin; from < end; from += kStrip) {
     dwconv::Strip strip;
     strip.m = std::min(kStrip, end - from);
-    rows.fill(*this, work, from, strip.m, work.taps, 1);
-    strip.taps = work.taps;
-    strip.channels = work.out_channels;
-    strip.rows = rows.pointers.data();
+    rows.fill(from, strip.m, Rows::Order::kByRow);
+    strip.taps = work.taps();
+    strip.channels = out_channels();
+    strip.rows = rows.pointers();
+    strip.offsets = rows.offsets();
     strip.weights = weights_.get();
     strip.ldw = dw_stride_;
     strip.bias = bias_.get();
-    strip.dests = rows.dests.data();
-    strip.dest_end = rows.ends.data();
+    strip.dests = rows.dests();
+    strip.dest_end = rows.dest_end();
     strip.y = work.y;
     strip.residual = work.residual;
-    strip.ldy = work.out_channels;
+    strip.ldy = out_channels();
     strip.lo = lo_;
     strip.hi = hi_;
     dwconv_->run(strip);
-    activate_rows(work, rows, 0, work.out_channels);
+    activate_rows(work, rows, 0, out_channels());
   }
   if (!positions_ || positions_->blank.empty()) return;
   const size_t blanks = work.images * positions_->blank.size();
   blank_rows(work, blanks * task / work.tasks, blanks * (task + 1) / work.tasks, 0,
-             work.out_channels);
+             out_channels());
 }
 
 void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
                       size_t channels) const {
-  const auto plane = static_cast<size_t>(work.out_height * work.out_width);
+  const auto plane = static_cast<size_t>(positions_->height * positions_->width);
   const size_t per_image = positions_->blank.size();
   for (size_t i = begin; i < end; ++i) {
     const size_t position = i / per_image * plane + positions_->blank[i % per_image];
-    const size_t at = position * work.out_channels + channel;
+    const size_t at = position * out_channels() + channel;
     if (work.residual == nullptr) {
       std::memcpy(work.y + at, blank_row_.get() + channel, channels * sizeof(float));
     } else {
@@ -614,8 +517,8 @@ void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel
 
 void Conv::activate_rows(const Work& work, Rows& rows, size_t channel, size_t channels) const {
   if (activate_ == nullptr) return;
-  for (size_t d = 0; d < rows.dest_count; ++d) {
-    activate(work.y + rows.dests.data()[d] * work.out_channels + channel, channels);
+  for (size_t d = 0; d < rows.dest_count(); ++d) {
+    activate(work.y + rows.dests()[d] * out_channels() + channel, channels);
   }
 }
 

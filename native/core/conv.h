@@ -9,6 +9,7 @@
 #include "core/buffer.h"
 #include "core/isa.h"
 #include "core/parallel.h"
+#include "core/rows.h"
 #include "core/select.h"
 #include "core/source_map.h"
 #include "semisparse.h"
@@ -63,13 +64,14 @@ class Conv {
     size_t inputs;   // first input channel of the group
     size_t weights;  // offset into weights_
   };
-  struct Work;  // one run's geometry, pointers and division into tasks
-  struct Rows;  // a tile's row pointers and destinations
+  struct Work;
 
   void pack_panels(const float* weights, Isa isa);
   void pack_depthwise(const float* weights, Isa isa);
   bool runs_along_rows() const;
-  void pad_input(Work& work, const float* x, float* padded, const Parallel& parallel) const;
+  size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
+  void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
+                 const Parallel& parallel) const;
   void divide(Work& work) const;
   void igemm_task(const Work& work, size_t task) const;
   igemm::Tile tile_of(const Work& work, Rows& rows, size_t row, size_t m) const;
@@ -85,7 +87,6 @@ class Conv {
 
   semisparse_conv_desc desc_;
   std::optional<Positions> positions_;  // none: dense
-  size_t copies_ = 1;                   // most destinations that one computed position has
   Buffer weights_, bias_;
   Buffer zeros_;      // what a tap outside the plane reads
   Buffer blank_row_;  // activation(bias), what a blank position holds where there is no residual

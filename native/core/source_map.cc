@@ -80,18 +80,23 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
       blank.push_back(static_cast<uint32_t>(p));
     } else {
       ++copies[static_cast<size_t>(q)];
-      if (q == p) kept.push_back(static_cast<uint32_t>(p));
+      if (q == p) {
+        kept.push_back({static_cast<uint32_t>(p), static_cast<uint32_t>(p / w),
+                        static_cast<uint32_t>(p % w)});
+      }
     }
   }
   dest_begin.reserve(kept.size() + 1);
   dest_begin.push_back(0);
   std::vector<uint32_t> next(copies.size());
-  for (const uint32_t p : kept) {
+  for (const Place& place : kept) {
+    const uint32_t p = place.position;
     next[p] = dest_begin.back();
     dest_begin.push_back(dest_begin.back() + copies[p]);
+    most_dests = std::max<size_t>(most_dests, copies[p]);
   }
   dests.resize(dest_begin.back());
-  for (const uint32_t p : kept) dests[next[p]++] = p;
+  for (const Place& place : kept) dests[next[place.position]++] = place.position;
   for (int32_t p = 0; p < plane; ++p) {
     const int32_t q = source[p];
     if (q >= 0 && q != p) dests[next[static_cast<size_t>(q)]++] = static_cast<uint32_t>(p);

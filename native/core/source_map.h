@@ -18,10 +18,15 @@ void source_map(const uint8_t* mask, int64_t height, int64_t width, semisparse_f
 struct Positions {
   Positions(const int32_t* source, int64_t height, int64_t width);
 
+  struct Place {
+    uint32_t position, y, x;
+  };
+
   int64_t height, width;
-  std::vector<uint32_t> kept;        // computed positions, ascending
+  std::vector<Place> kept;           // computed positions, ascending
   std::vector<uint32_t> dests;       // per kept position: itself, then the positions that copy it
   std::vector<uint32_t> dest_begin;  // [kept + 1]
+  size_t most_dests = 0;             // of any kept position
   std::vector<uint32_t> blank;       // positions whose linear part is zero, ascending
 };
 

@@ -18,7 +18,8 @@ struct Strip {
   size_t m;                  // >= 1
   size_t taps;               // >= 1
   size_t channels;           // >= 1
-  const float* const* rows;  // [m][taps]
+  const float* const* rows;       // [m][taps], or [m] where every tap lies at the same offset
+  const std::ptrdiff_t* offsets;  // [taps], added to rows[i]; null: rows has a pointer per tap
   const float* weights;      // [taps][ldw], readable up to whole vectors
   size_t ldw;
   const float* bias;  // [channels], readable up to whole vectors

@@ -48,12 +48,12 @@ void block(const Strip& s, size_t c, size_t last) {
   }
   const uint32_t* dest = s.dests;
   for (size_t i = 0; i < s.m; ++i) {
-    const float* const* rows = s.rows + i * s.taps;
+    const float* const* rows = s.offsets == nullptr ? s.rows + i * s.taps : s.rows + i;
     Vec::T acc[NV];
 #pragma GCC unroll 4
     for (size_t v = 0; v < NV; ++v) acc[v] = bias[v];
     const auto tap = [&](size_t t, const Vec::T* weights) {
-      const float* x = rows[t] + c;
+      const float* x = (s.offsets == nullptr ? rows[t] : rows[0] + s.offsets[t]) + c;
 #pragma GCC unroll 4
       for (size_t v = 0; v < NV; ++v) {
         const bool whole = last == kLanes || v + 1 < NV;

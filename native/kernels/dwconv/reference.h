@@ -15,7 +15,9 @@ inline void reference(const Strip& s) {
         const size_t at = s.dests[d] * s.ldy + c;
         double sum = s.bias[c];
         for (size_t t = 0; t < s.taps; ++t) {
-          sum += static_cast<double>(s.rows[i * s.taps + t][c]) * s.weights[t * s.ldw + c];
+          const float* row = s.offsets == nullptr ? s.rows[i * s.taps + t]
+                                                  : s.rows[i] + s.offsets[t];
+          sum += static_cast<double>(row[c]) * s.weights[t * s.ldw + c];
         }
         if (s.residual != nullptr) sum += s.residual[at];
         s.y[at] = static_cast<float>(

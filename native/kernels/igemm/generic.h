@@ -101,10 +101,12 @@ void tile_of(const Tile& tile) {
 
   const float* w = tile.weights;
   const float* const* rows = tile.rows;
-  for (size_t t = 0; t < tile.taps; ++t, rows += M) {
+  const size_t rows_step = tile.offsets == nullptr ? M : 0;
+  for (size_t t = 0; t < tile.taps; ++t, rows += rows_step) {
+    const std::ptrdiff_t offset = tile.offsets == nullptr ? 0 : tile.offsets[t];
     const float* row[M];
 #pragma GCC unroll 8
-    for (size_t i = 0; i < M; ++i) row[i] = rows[i] + tile.row_offset;
+    for (size_t i = 0; i < M; ++i) row[i] = rows[i] + offset + tile.row_offset;
     size_t c = 0;
     for (; c + 4 <= tile.channels; c += 4, w += 4 * kPanel) four_steps(acc, row, c, w);
     for (; c < tile.channels; ++c, w += kPanel) step(acc, row, c, w);

@@ -16,8 +16,10 @@ inline void reference(const Tile& tile, size_t nr) {
     for (size_t j = 0; j < nr; ++j) {
       acc[j] = tile.init[i * tile.init_stride + j];
       for (size_t t = 0; t < tile.taps; ++t) {
+        const float* row = tile.offsets == nullptr ? tile.rows[t * tile.m + i]
+                                                   : tile.rows[i] + tile.offsets[t];
         for (size_t c = 0; c < tile.channels; ++c) {
-          acc[j] += static_cast<double>(tile.rows[t * tile.m + i][tile.row_offset + c]) *
+          acc[j] += static_cast<double>(row[tile.row_offset + c]) *
                     tile.weights[(t * tile.channels + c) * nr + j];
         }
       }

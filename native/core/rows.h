@@ -1,0 +1,77 @@
+// Where output rows (computed positions of all images, in order) read from and write to.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/source_map.h"
+
+namespace semisparse {
+
+// One run of a convolution.
+struct Geometry {
+  const float* x;  // the input, or its padded copy
+  int64_t height, width, in_channels;  // of x
+  int64_t out_height, out_width;
+  int64_t stride_y, stride_x;
+  int64_t pad_top, pad_left;
+  std::vector<std::array<int64_t, 2>> taps;  // row and column of each tap from the first
+  std::vector<std::ptrdiff_t> offsets;       // the same in floats
+  const float* zeros;                        // [in_channels], what a tap outside the plane reads
+  const Positions* positions;                // null: dense
+  size_t rows_per_image;
+};
+
+// An array on the stack as long as it is short.
+template <typename T, size_t kInline>
+class SmallArray {
+ public:
+  explicit SmallArray(size_t n) {
+    if (n > kInline) {
+      heap_.resize(n);
+      data_ = heap_.data();
+    }
+  }
+  T* data() { return data_; }
+  T& operator[](size_t i) { return data_[i]; }
+
+ private:
+  std::array<T, kInline> inline_;
+  std::vector<T> heap_;
+  T* data_ = inline_.data();
+};
+
+// The rows of one tile at a time, as the kernels' contracts want them.
+class Rows {
+ public:
+  Rows(const Geometry& geometry, size_t most_rows);
+
+  enum class Order { kByTap, kByRow };  // pointers as [taps][m] or [m][taps]
+
+  // Rows [first, first + m).
+  void fill(size_t first, size_t m, Order order);
+
+  // One pointer per row, and every tap lies offsets() from it; or, where a tap of some row lies
+  // outside the plane, offsets() is null and there is a pointer for every row and tap.
+  const float* const* pointers() { return pointers_.data(); }
+  const std::ptrdiff_t* offsets() const { return offsets_; }
+  const uint32_t* dests() { return dests_.data(); }
+  const uint32_t* dest_end() { return dest_end_.data(); }
+  size_t dest_count() const { return dest_count_; }
+
+ private:
+  void spread(size_t m, Order order);
+
+  const Geometry& geometry_;
+  SmallArray<const float*, 384> pointers_;
+  SmallArray<const float*, 32> origins_;
+  SmallArray<std::array<int64_t, 2>, 32> corners_;  // row and column of the first tap
+  SmallArray<uint32_t, 32> dest_end_;
+  SmallArray<uint32_t, 256> dests_;
+  const std::ptrdiff_t* offsets_ = nullptr;
+  size_t dest_count_ = 0;
+};
+
+}  // namespace semisparse
