@@ -184,6 +184,8 @@ def _run_model(name: str, settings: Settings, cache: Path, progress: Progress) -
             run = dataclasses.replace(run, layers=profiles)
         if settings.memory:
             progress.stage(f"measuring memory of {label}")
-            run = dataclasses.replace(run, memory=memory.measure(model, threads))
+            run = dataclasses.replace(
+                run, memory=memory.measure(model, threads, repeats=min(5, settings.rounds))
+            )
         runs.append(run)
     return ModelResult(name, model.x.shape, model.work.flops, tuple(runs))
