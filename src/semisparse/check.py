@@ -13,18 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semisparse.errors import FileFormatError
+from semisparse.feeds import Feeds, random_feeds
 from semisparse.runtime import InferenceSession
 
 FORMAT = "1"
 TOLERANCE = 1e-5
-
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(bool)": np.bool_,
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,7 @@ def check(
         tolerance: norm-relative, `||library - portable|| / ||portable||`.
 
     Raises:
+        DataError: no random values can be drawn for an input.
         FileFormatError: the file is missing, corrupt, truncated, or not one of ours.
         LibraryError: the library is missing or cannot be loaded.
     """
@@ -76,9 +70,9 @@ def check(
             f"this version reads {FORMAT!r}; export the model with this version of semisparse."
         )
     sparsity = _sparsity(path, entries)
-    inputs = _random_inputs(path, portable, np.random.default_rng(seed))
-    expected = _run(path, portable, inputs)
-    computed = _run(path, InferenceSession(path), inputs)
+    feeds = random_feeds(portable, seed)
+    expected = _run(path, portable, feeds)
+    computed = _run(path, InferenceSession(path), feeds)
     errors = {
         output.name: relative_error(ours, theirs)
         for output, ours, theirs in zip(portable.get_outputs(), computed, expected, strict=True)
@@ -118,29 +112,9 @@ def _sparsity(path: Path, entries: Mapping[str, str]) -> dict[str, float]:
         ) from error
 
 
-def _random_inputs(
-    path: Path, session: InferenceSession, rng: np.random.Generator
-) -> dict[str, NDArray[Any]]:
-    inputs = {}
-    for value in session.get_inputs():
-        if value.type not in _DTYPES:
-            raise FileFormatError(
-                f"{path} takes {value.type} as {value.name!r} and check can make only "
-                f"{', '.join(_DTYPES)}; compare the file with your own data."
-            )
-        shape = [size if isinstance(size, int) else 1 for size in value.shape]
-        dtype = _DTYPES[value.type]
-        floating = np.issubdtype(dtype, np.floating)
-        drawn = rng.normal(size=shape) if floating else rng.integers(2, size=shape)
-        inputs[value.name] = drawn.astype(dtype)
-    return inputs
-
-
-def _run(
-    path: Path, session: InferenceSession, inputs: Mapping[str, NDArray[Any]]
-) -> list[NDArray[Any]]:
+def _run(path: Path, session: InferenceSession, feeds: Feeds) -> list[NDArray[Any]]:
     try:
-        return [np.asarray(output) for output in session.run(None, dict(inputs))]
+        return [np.asarray(output) for output in session.run(None, feeds)]
     # ONNX Runtime's binding gives its errors no common base.
     except Exception as error:
         raise FileFormatError(

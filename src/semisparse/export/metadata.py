@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 import semisparse
+from semisparse.check import FORMAT
 from semisparse.masks import sparsity_of
-
-FORMAT = "1"
 
 
 def metadata(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, str]:
