@@ -339,12 +339,14 @@ def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:
     sparsifier(model)
     with pytest.raises(ModelError, match="has a Sparsifier already"):
         sparsifier(model)
-    inner = nn.Conv2d(3, 3, 3)
-    outer = nn.Sequential(nn.Conv2d(3, 3, 3), inner)
+    inner = nn.Conv2d(3, 3, 3, padding=1)
+    outer = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), inner)
     Sparsifier(inner, example(), config, total_steps=9)
     with pytest.raises(ModelError, match="1 is already masked"):
         Sparsifier(outer, example(), config, total_steps=9)
     assert list(masked_layers(outer)) == ["1"]
+    with pytest.raises(MaskError, match="the mask of the convolution was made for"):
+        inner(torch.zeros(1, 3, 9, 9))
 
 
 def test_an_input_of_another_size_is_refused_by_name() -> None:
@@ -372,8 +374,8 @@ for step in range(12):
     loss = ddp(torch.randn(4, 3, 8, 8)).square().mean()
     loss.backward()
     # Alone, each rank would pick another draw; together they pick draw 7.
-    fake = {(0, 4): 0.5, (1, 5): 0.5, (0, 7): 0.6, (1, 7): 0.6}.get((rank, step), 1.0)
-    s.observe(torch.tensor(fake + 0.01 * (step % 2)))
+    losses = {4: (0.1, 1.9), 5: (1.9, 0.1), 7: (0.6, 0.6)}.get(step, (1.0, 1.0))
+    s.observe(torch.tensor(losses[rank] + 0.01 * (step % 2)))
     if step == 7:
         drawn = s.masks["0"]
 torch.save({"masks": s.masks["0"], "drawn": drawn, "frozen": s.frozen}, out)

@@ -111,9 +111,7 @@ def _take(output: Tensor, source: Tensor) -> Tensor:
     return plane.gather(-1, source.expand_as(plane)).view(output.shape)
 
 
-def attach(
-    conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "the convolution"
-) -> None:
+def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") -> None:
     """Make a convolution masked, with everything computed at first.
 
     Args:
@@ -127,6 +125,8 @@ def attach(
         ModelError: if it is masked already or has a ``mask`` of its own.
         MaskError: if the plane is empty or the fill unknown.
     """
+    # A convolution that is the whole model has an empty name.
+    name = name or "the convolution"
     if isinstance(conv, MaskedConv2d):
         raise ModelError(f"{name} is already masked; detach it first.")
     for attribute in _ATTRIBUTES:
