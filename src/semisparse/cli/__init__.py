@@ -84,8 +84,10 @@ def semisparse_command(
     """
 
 
-for command in (demo, train, export, run):
-    app.command()(command)
+app.command()(demo)
+app.command()(train)
+app.command()(export)
+app.command()(run)
 app.command(cls=ListOptions)(bench)
-for command in (check, doctor):
-    app.command()(command)
+app.command()(check)
+app.command()(doctor)
