@@ -78,7 +78,7 @@ class Conv {
   void set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const;
   void igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                    size_t last_panel) const;
-  void igemm_blocked(const Work& work, size_t begin, size_t end, const Panel& panel) const;
+  void igemm_panel(const Work& work, size_t begin, size_t end, const Panel& panel) const;
   void dwconv_task(const Work& work, size_t task) const;
   void blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
                   size_t channels) const;

@@ -12,7 +12,7 @@ namespace semisparse {
 
 // One run of a convolution.
 struct Geometry {
-  const float* x;  // the input, or its padded copy
+  const float* x;                      // the input, or its padded copy
   int64_t height, width, in_channels;  // of x
   int64_t out_height, out_width;
   int64_t stride_y, stride_x;

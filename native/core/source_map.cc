@@ -81,8 +81,8 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
     } else {
       ++copies[static_cast<size_t>(q)];
       if (q == p) {
-        kept.push_back({static_cast<uint32_t>(p), static_cast<uint32_t>(p / w),
-                        static_cast<uint32_t>(p % w)});
+        kept.push_back(
+            {static_cast<uint32_t>(p), static_cast<uint32_t>(p / w), static_cast<uint32_t>(p % w)});
       }
     }
   }

@@ -7,6 +7,8 @@
 namespace semisparse::igemm {
 namespace {
 
+constexpr size_t kLineFloats = 16;
+
 template <size_t M, size_t NV, bool kWhole>
 void finish(const Tile& tile, const Vec::T (&acc)[M][NV]) {
   constexpr size_t kLanes = Vec::kLanes;
@@ -100,6 +102,7 @@ void tile_of(const Tile& tile) {
   }
 
   const float* w = tile.weights;
+  const float* prefetch = tile.prefetch;
   const float* const* rows = tile.rows;
   const size_t rows_step = tile.offsets == nullptr ? M : 0;
   for (size_t t = 0; t < tile.taps; ++t, rows += rows_step) {
@@ -108,7 +111,12 @@ void tile_of(const Tile& tile) {
 #pragma GCC unroll 8
     for (size_t i = 0; i < M; ++i) row[i] = rows[i] + offset + tile.row_offset;
     size_t c = 0;
-    for (; c + 4 <= tile.channels; c += 4, w += 4 * kPanel) four_steps(acc, row, c, w);
+    for (; c + 4 <= tile.channels; c += 4, w += 4 * kPanel) {
+      four_steps(acc, row, c, w);
+      for (size_t line = 0; line < tile.prefetch_lines; ++line, prefetch += kLineFloats) {
+        __builtin_prefetch(prefetch, 0, 3);
+      }
+    }
     for (; c < tile.channels; ++c, w += kPanel) step(acc, row, c, w);
   }
 

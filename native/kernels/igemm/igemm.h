@@ -25,17 +25,19 @@
 namespace semisparse::igemm {
 
 struct Tile {
-  size_t m;                  // 1 <= m <= Kernel::mr
-  size_t taps;               // >= 1
-  size_t channels;           // >= 1
+  size_t m;                       // 1 <= m <= Kernel::mr
+  size_t taps;                    // >= 1
+  size_t channels;                // >= 1
   const float* const* rows;       // [taps][m], or [m] where every tap lies at the same offset
   const std::ptrdiff_t* offsets;  // [taps], added to rows[i]; null: rows has a pointer per tap
   size_t row_offset;
-  const float* weights;      // [taps][channels][nr]
-  const float* init;         // [m or 1][nr]
-  size_t init_stride;        // nr, or 0 where all rows start from the same values
-  float* park;               // [m][nr], or null to finish
-  const uint32_t* dests;     // positions of row 0, of row 1, ...
+  const float* prefetch;  // what will be wanted next: so many of its cache lines are fetched every
+  size_t prefetch_lines;  // four channels
+  const float* weights;   // [taps][channels][nr]
+  const float* init;      // [m or 1][nr]
+  size_t init_stride;     // nr, or 0 where all rows start from the same values
+  float* park;            // [m][nr], or null to finish
+  const uint32_t* dests;  // positions of row 0, of row 1, ...
   const uint32_t* dest_end;  // [m]: where in dests row i's positions end; each has at least one
   float* y;                  // first channel of the panel at position 0
   const float* residual;     // the same place in the residual, or null
