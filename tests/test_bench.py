@@ -181,7 +181,9 @@ def test_the_command_writes_every_figure_and_sample(cache: Path, tmp_path: Path)
 
 
 def test_json_on_standard_output_is_all_of_it(cache: Path) -> None:
-    result = command(NAME, "--quick", "--image-size", 32, "--cache", cache, "--json", "-")
+    result = command(
+        NAME, "--quick", "--image-size", 32, "--fill", "nearest", "--cache", cache, "--json", "-"
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["models"][0]["name"] == NAME
 
@@ -206,6 +208,7 @@ def test_an_exported_file_is_timed_against_its_portable_body(model: Model, cache
         (("--rounds", "0"), "rounds is 0"),
         (("--json", "/proc/out.json"), "/proc/out.json cannot be written"),
         (("--markdown", "/"), "it is a folder"),
+        (("--cache", "/proc/cache"), "/proc/cache/model cannot be written"),
     ],
 )
 def test_bad_arguments_are_one_sentence(args: tuple[str, ...], words: str) -> None:

@@ -90,9 +90,7 @@ def test_a_second_time_nothing_is_made_again(model: Model, cache: Path) -> None:
 
 
 def test_another_setting_is_another_file(model: Model, cache: Path) -> None:
-    skipping = prepare(
-        NAME, cache, sparsities=[0.25], fills=["bias"], skip=["1x1"], image_size=32
-    )
+    skipping = prepare(NAME, cache, sparsities=[0.25], fills=["bias"], skip=["1x1"], image_size=32)
     assert skipping.variants[0].path not in [variant.path for variant in model.variants]
     for layer in skipping.variants[0].work.layers:
         if layer.weights[2:] == (1, 1):
@@ -160,6 +158,11 @@ def test_what_cannot_be_built_is_refused(
     with pytest.raises(error, match=words):
         prepare(name, tmp_path, **settings)  # type: ignore[arg-type]
     assert not list(tmp_path.rglob("semisparse-*.onnx"))
+
+
+def test_a_file_without_our_operators_is_refused(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="no operator of semisparse"):
+        prepare(str(model.dense), tmp_path, sparsities=[0.1], fills=["bias"])
 
 
 def test_a_corrupt_file_is_refused(tmp_path: Path) -> None:

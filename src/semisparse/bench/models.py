@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 import semisparse
 from semisparse.bench.files import writing
-from semisparse.bench.work import Work, inlined, name_layers, read, work_of
-from semisparse.errors import ConfigError, MissingExtraError, ModelError
+from semisparse.bench.work import DOMAIN, Work, inlined, name_layers, read, work_of
+from semisparse.errors import ConfigError, FileFormatError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,7 +118,7 @@ def prepare(
 
     Raises:
         ConfigError: a setting is out of range.
-        FileFormatError: the file is not one of ours.
+        FileFormatError: the file is not one of ours, or has several inputs.
         MissingExtraError: a model by name needs an extra that is not installed.
         ModelError: the name is unknown, or the model cannot be masked so.
     """
@@ -235,6 +235,14 @@ def _from_file(path: Path, cache: Path, progress: Callable[[str], object]) -> Mo
 
     session = InferenceSession(path, library=False)
     proto = read(path)
+    if not any(node.domain == DOMAIN for node in proto.graph.node):
+        raise FileFormatError(
+            f"{path} has no operator of semisparse; give a file that semisparse exported."
+        )
+    if len(session.get_inputs()) != 1:
+        raise FileFormatError(
+            f"{path} has {len(session.get_inputs())} inputs; only models of one input are timed."
+        )
     folder = cache / f"{_slug(path.stem)}-{_digest(path.read_bytes())}"
     dense = folder / "portable.onnx"
     if not dense.exists():

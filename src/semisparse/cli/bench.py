@@ -130,7 +130,8 @@ def bench(
     )
     to_stdout = json_path == Path("-")
     files = [path for path in (json_path, markdown_path) if path and path != Path("-")]
-    for path in files:
+    cache = cache or _cache()
+    for path in (*files, cache / "model"):
         check_writable(path)
     # Progress, and the tables where JSON takes the standard output.
     console = Console(stderr=True)
@@ -147,7 +148,7 @@ def bench(
                 draft.write_text(contents[path], encoding="utf-8")
 
     with _bar(console) as progress:
-        results = harness.run(settings, cache or _cache(), progress, finished)
+        results = harness.run(settings, cache, progress, finished)
     for line in tables.machine_lines(results):
         tables_console.print(line, highlight=False)
     if to_stdout:
