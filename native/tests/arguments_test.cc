@@ -1,0 +1,257 @@
+// Hostile arguments: each is refused with a status and a sentence, and nothing is written.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/api.h"
+
+using namespace semisparse::test;
+
+namespace {
+
+constexpr int64_t kHuge[] = {INT64_MIN, -1, (int64_t{1} << 40), INT64_MAX};
+
+void check_refused(semisparse_status got, semisparse_status want = SEMISPARSE_INVALID_ARGUMENT) {
+  CHECK_EQUAL(static_cast<int>(got), static_cast<int>(want));
+  const std::string error = semisparse_last_error();
+  CHECK(error.size() > 10);
+  CHECK(error.back() == '.');
+}
+
+// A 3x3 convolution from 2 to 4 channels on a 5x5 plane, with one thing wrong.
+struct Arguments {
+  semisparse_conv_desc desc{2, 4, 1, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_IDENTITY,
+                            0, 0};
+  std::vector<float> weights = std::vector<float>(72, 0.5f);
+  std::vector<float> bias = std::vector<float>(4, 1.0f);
+  std::vector<int32_t> source = std::vector<int32_t>(25, 0);
+  int64_t height = 5, width = 5;
+  const char* isa = nullptr;
+
+  ConvHandle create() {
+    semisparse_conv* conv = nullptr;
+    CHECK_OK(create(&conv));
+    return ConvHandle(conv);
+  }
+  semisparse_status create(semisparse_conv** conv) {
+    return semisparse_conv_create(&desc, weights.data(), bias.data(), source.data(), height, width,
+                                  isa, conv);
+  }
+};
+
+void refuse(const char* what, const std::function<void(Arguments&)>& spoil,
+            semisparse_status want = SEMISPARSE_INVALID_ARGUMENT) {
+  context = what;
+  Arguments arguments;
+  spoil(arguments);
+  char untouched;
+  auto* conv = reinterpret_cast<semisparse_conv*>(&untouched);
+  check_refused(arguments.create(&conv), want);
+  CHECK(conv == reinterpret_cast<semisparse_conv*>(&untouched));
+}
+
+void check_create() {
+  Arguments().create();
+  for (const int64_t value : {int64_t{0}, kHuge[0], kHuge[1], kHuge[2], kHuge[3]}) {
+    refuse("in_channels", [=](Arguments& a) { a.desc.in_channels = value; });
+    refuse("out_channels", [=](Arguments& a) { a.desc.out_channels = value; });
+    refuse("group", [=](Arguments& a) { a.desc.group = value; });
+    refuse("kernel", [=](Arguments& a) { a.desc.kernel[1] = value; });
+    refuse("strides", [=](Arguments& a) { a.desc.strides[0] = value; });
+    refuse("dilations", [=](Arguments& a) { a.desc.dilations[1] = value; });
+    refuse("height", [=](Arguments& a) { a.height = value; });
+    refuse("width", [=](Arguments& a) { a.width = value; });
+  }
+  for (const int64_t value : kHuge) {
+    for (int i = 0; i < 4; ++i) {
+      refuse("pads", [=](Arguments& a) { a.desc.pads[i] = value; });
+    }
+  }
+  refuse("sizes that overflow together", [](Arguments& a) {
+    a.desc.in_channels = a.desc.out_channels = 1 << 16;
+    a.desc.kernel[0] = a.desc.kernel[1] = 1 << 16;
+  });
+  refuse("group that divides neither", [](Arguments& a) { a.desc.group = 3; });
+  refuse("group that divides one", [](Arguments& a) { a.desc.group = 4; });
+  for (const int value : {-1, 7, 1 << 30}) {
+    refuse("activation", [=](Arguments& a) {
+      // The C caller's enum can hold anything.
+      std::memcpy(&a.desc.activation, &value, sizeof(value));
+    });
+  }
+  refuse("NaN slope", [](Arguments& a) { a.desc.activation_a = NAN; });
+  refuse("empty clip range", [](Arguments& a) {
+    a.desc.activation = SEMISPARSE_CLIP;
+    a.desc.activation_a = 1;
+    a.desc.activation_b = -1;
+  });
+  refuse("NaN weight", [](Arguments& a) { a.weights.back() = NAN; });
+  refuse("infinite bias", [](Arguments& a) { a.bias.back() = -INFINITY; });
+  for (const int32_t value : {-2, 25, INT32_MIN, INT32_MAX}) {
+    refuse("source out of the plane", [=](Arguments& a) { a.source[24] = value; });
+  }
+  refuse("source that is itself a copy", [](Arguments& a) { a.source[24] = 23; });
+  refuse("source that is blank", [](Arguments& a) {
+    a.source[23] = -1;
+    a.source[24] = 23;
+  });
+  refuse("isa", [](Arguments& a) { a.isa = "none"; }, SEMISPARSE_UNSUPPORTED);
+
+  context = "null arguments";
+  Arguments a;
+  semisparse_conv* conv = nullptr;
+  check_refused(
+      semisparse_conv_create(nullptr, a.weights.data(), nullptr, nullptr, 0, 0, nullptr, &conv));
+  check_refused(semisparse_conv_create(&a.desc, nullptr, nullptr, nullptr, 0, 0, nullptr, &conv));
+  check_refused(
+      semisparse_conv_create(&a.desc, a.weights.data(), nullptr, nullptr, 0, 0, nullptr, nullptr));
+  CHECK(semisparse_conv_kernel(nullptr) == nullptr);
+  semisparse_conv_destroy(nullptr);
+}
+
+void check_run() {
+  Arguments a;
+  const ConvHandle conv = a.create();
+  std::vector<float> x(50, 1.0f);
+  std::vector<float> y(100, -77.0f);
+  const auto run = [&](const semisparse_conv* c, const float* in, int64_t n, int64_t h, int64_t w,
+                       float* out) {
+    return semisparse_conv_run(c, in, n, h, w, nullptr, out, nullptr, nullptr);
+  };
+  context = "run";
+  check_refused(run(nullptr, x.data(), 1, 5, 5, y.data()));
+  check_refused(run(conv.get(), nullptr, 1, 5, 5, y.data()));
+  check_refused(run(conv.get(), x.data(), 1, 5, 5, nullptr));
+  check_refused(run(conv.get(), x.data(), 1, 5, 6, y.data()));  // not the mask's plane
+  check_refused(run(conv.get(), x.data(), 1, 6, 5, y.data()));
+  check_refused(run(conv.get(), x.data(), 1, 0, 5, y.data()));
+  for (const int64_t value : kHuge) {
+    check_refused(run(conv.get(), x.data(), value, 5, 5, y.data()));
+    check_refused(run(conv.get(), x.data(), 1, value, 5, y.data()));
+    check_refused(run(conv.get(), x.data(), 1, 5, value, y.data()));
+  }
+  CHECK_OK(run(conv.get(), x.data(), 0, 5, 5, y.data()));  // no images, nothing to do
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+  CHECK_OK(run(conv.get(), x.data(), 1, 5, 5, y.data()));
+  for (const float v : y) CHECK(v != -77.0f);
+
+  context = "output size";
+  int64_t out[2] = {-7, -7};
+  check_refused(semisparse_conv_output_size(nullptr, 5, 5, &out[0], &out[1]));
+  check_refused(semisparse_conv_output_size(conv.get(), 5, 5, nullptr, &out[1]));
+  check_refused(semisparse_conv_output_size(conv.get(), 5, 5, &out[0], nullptr));
+  check_refused(semisparse_conv_output_size(conv.get(), 4, 5, &out[0], &out[1]));
+  CHECK_EQUAL(out[0], int64_t{-7});
+}
+
+void check_scratch() {
+  context = "scratch that no machine has";
+  // Few channels and a wide kernel take a padded copy, here of 2^50 positions for one output.
+  Arguments a;
+  a.source.clear();
+  for (int64_t& pad : a.desc.pads) pad = int64_t{1} << 24;
+  for (int64_t& stride : a.desc.strides) stride = int64_t{1} << 24;
+  semisparse_conv* conv = nullptr;
+  CHECK_OK(
+      semisparse_conv_create(&a.desc, a.weights.data(), nullptr, nullptr, 0, 0, nullptr, &conv));
+  const ConvHandle handle(conv);
+  int64_t out[2];
+  CHECK_OK(semisparse_conv_output_size(conv, 5, 5, &out[0], &out[1]));
+  std::vector<float> x(50, 1.0f);
+  std::vector<float> y(static_cast<size_t>(out[0] * out[1] * 4), -77.0f);
+  check_refused(semisparse_conv_run(conv, x.data(), 1, 5, 5, nullptr, y.data(), nullptr, nullptr),
+                SEMISPARSE_OUT_OF_MEMORY);
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+}
+
+void check_source_map() {
+  context = "source map";
+  const std::vector<uint8_t> none(6, 0);
+  std::vector<int32_t> source(6, -7);
+  const auto map = [&](const uint8_t* mask, int64_t h, int64_t w, int fill, int32_t* to) {
+    return semisparse_source_map(mask, h, w, static_cast<semisparse_fill>(fill), to);
+  };
+  check_refused(map(nullptr, 2, 3, 0, source.data()));
+  check_refused(map(none.data(), 2, 3, 0, nullptr));
+  check_refused(map(none.data(), 2, 3, 1, source.data()));  // nothing to copy from
+  check_refused(map(none.data(), 2, 3, 2, source.data()));
+  for (const int64_t value : {int64_t{0}, kHuge[0], kHuge[1], kHuge[2], kHuge[3]}) {
+    check_refused(map(none.data(), value, 3, 0, source.data()));
+    check_refused(map(none.data(), 2, value, 0, source.data()));
+  }
+  for (const int32_t s : source) CHECK_EQUAL(s, -7);
+}
+
+void check_pool() {
+  context = "pool";
+  const semisparse_pool_desc good{SEMISPARSE_MAX_POOL, {2, 2}, {2, 2}, {0, 0, 0, 0}, {1, 1}, 0, 0};
+  std::vector<float> x(16, 1.0f);
+  std::vector<float> y(4, -77.0f);
+  const auto run = [&](const semisparse_pool_desc* desc, const float* in, int64_t n, int64_t h,
+                       int64_t channels, float* out, const char* isa = nullptr) {
+    return semisparse_pool_run(desc, in, n, h, 4, channels, out, isa, nullptr, nullptr);
+  };
+  check_refused(run(nullptr, x.data(), 1, 4, 1, y.data()));
+  check_refused(run(&good, nullptr, 1, 4, 1, y.data()));
+  check_refused(run(&good, x.data(), 1, 4, 1, nullptr));
+  check_refused(run(&good, x.data(), -1, 4, 1, y.data()));
+  check_refused(run(&good, x.data(), 1, 4, -1, y.data()));
+  check_refused(run(&good, x.data(), 1, 1, 1, y.data()));
+  check_refused(run(&good, x.data(), 1, 4, 1, y.data(), "none"), SEMISPARSE_UNSUPPORTED);
+  const auto refuse_desc = [&](const std::function<void(semisparse_pool_desc&)>& spoil) {
+    semisparse_pool_desc desc = good;
+    spoil(desc);
+    check_refused(run(&desc, x.data(), 1, 4, 1, y.data()));
+  };
+  for (const int64_t value : {int64_t{0}, kHuge[0], kHuge[1], kHuge[2], kHuge[3]}) {
+    refuse_desc([=](semisparse_pool_desc& d) { d.kernel[0] = value; });
+    refuse_desc([=](semisparse_pool_desc& d) { d.strides[1] = value; });
+    refuse_desc([=](semisparse_pool_desc& d) { d.dilations[0] = value; });
+    check_refused(run(&good, x.data(), 1, value, 1, y.data()));
+  }
+  for (const int64_t value : kHuge) {
+    refuse_desc([=](semisparse_pool_desc& d) { d.pads[3] = value; });
+  }
+  refuse_desc([](semisparse_pool_desc& d) { d.pads[0] = 2; });  // a window of padding only
+  refuse_desc([](semisparse_pool_desc& d) {
+    const int kind = 2;
+    std::memcpy(&d.kind, &kind, sizeof(kind));
+  });
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+}
+
+void check_measure() {
+  context = "measure";
+  double rate = -7;
+  for (const double seconds : {0.0, -1.0, 1e9, static_cast<double>(NAN)}) {
+    check_refused(semisparse_measure_fma(nullptr, seconds, &rate));
+    check_refused(semisparse_measure_copy(4096, seconds, &rate));
+  }
+  check_refused(semisparse_measure_fma(nullptr, 0.01, nullptr));
+  check_refused(semisparse_measure_copy(4096, 0.01, nullptr));
+  check_refused(semisparse_measure_copy(0, 0.01, &rate));
+  check_refused(semisparse_measure_copy(SIZE_MAX, 0.01, &rate));
+  check_refused(semisparse_measure_fma("none", 0.01, &rate), SEMISPARSE_UNSUPPORTED);
+  CHECK_EQUAL(rate, -7.0);
+  for (const std::string& isa : usable_isas()) {
+    CHECK_OK(semisparse_measure_fma(isa.c_str(), 0.002, &rate));
+    CHECK(rate > 1e6);
+  }
+  CHECK_OK(semisparse_measure_copy(4096, 0.002, &rate));
+  CHECK(rate > 1e6);
+}
+
+}  // namespace
+
+int main() {
+  check_create();
+  check_run();
+  check_scratch();
+  check_source_map();
+  check_pool();
+  check_measure();
+}

@@ -1,0 +1,229 @@
+// Convolutions drawn at random, and what they should give.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/epilogue/reference.h"
+#include "tests/api.h"
+#include "tests/guarded.h"
+
+namespace semisparse::test {
+
+// All of one convolution but its output.
+struct Problem {
+  Problem(Random& random, int64_t largest_plane);
+
+  size_t input_floats() const;
+  size_t weight_floats() const;
+  size_t output_floats() const;
+  std::string text() const;
+
+  ConvHandle create(const char* isa);
+  // Into `y`, by the textbook's loop; activations in double precision.
+  void reference(Guarded<float>& y);
+
+  semisparse_conv_desc desc{};
+  int64_t batch, height, width, out_height, out_width;
+  std::optional<semisparse_fill> fill;  // none: dense
+  std::optional<Guarded<float>> x, weights, bias, residual;
+  std::vector<int32_t> source;
+
+ private:
+  void draw_mask(Random& random);
+};
+
+inline Problem::Problem(Random& random, int64_t largest_plane) {
+  // One in four is depthwise, one in four has groups, and channel counts cross the panel widths.
+  const size_t kind = random.size(0, 3);
+  desc.group = kind == 0 ? random.between(1, 70) : kind == 1 ? random.between(2, 4) : 1;
+  const int64_t most = kind == 0 ? 1 : random.chance(0.2) ? 150 : 20;
+  desc.in_channels = desc.group * random.between(1, most);
+  desc.out_channels = desc.group * random.between(1, most);
+  for (int i = 0; i < 2; ++i) {
+    desc.kernel[i] = random.chance(0.5) ? 3 : random.between(1, 5);
+    desc.strides[i] = random.chance(0.6) ? 1 : random.between(1, 3);
+    desc.dilations[i] = random.chance(0.7) ? 1 : random.between(1, 3);
+    desc.pads[i] = random.between(0, 3);
+    desc.pads[i + 2] = random.between(0, 3);
+  }
+  desc.activation = static_cast<semisparse_activation>(random.between(0, 6));
+  if (desc.activation == SEMISPARSE_CLIP) {
+    desc.activation_b = 6;
+  } else if (desc.activation == SEMISPARSE_LEAKY_RELU) {
+    desc.activation_a = 0.125f;
+  }
+
+  // Weights of one panel that do not fit in the cache take a path of their own.
+  const bool deep = random.chance(0.01);
+  if (deep) {
+    desc.group = 1;
+    desc.in_channels = random.between(480, 700);
+    desc.out_channels = random.between(60, 140);
+    desc.kernel[0] = desc.kernel[1] = 3;
+    largest_plane = std::min<int64_t>(largest_plane, 6);
+  }
+
+  batch = random.chance(0.7) ? 1 : random.between(2, 3);
+  const auto side = [&](int i) {
+    const int64_t reach = (desc.kernel[i] - 1) * desc.dilations[i] + 1;
+    const int64_t least = std::max<int64_t>(1, reach - desc.pads[i] - desc.pads[i + 2]);
+    return random.between(least, std::max(least, largest_plane));
+  };
+  height = side(0);
+  width = side(1);
+  const auto out = [&](int i, int64_t size) {
+    const int64_t reach = (desc.kernel[i] - 1) * desc.dilations[i] + 1;
+    return (size + desc.pads[i] + desc.pads[i + 2] - reach) / desc.strides[i] + 1;
+  };
+  out_height = out(0, height);
+  out_width = out(1, width);
+
+  const bool finite = random.chance(0.7);
+  test::fill(x.emplace(input_floats(), random), random, finite);
+  test::fill(weights.emplace(weight_floats(), random), random, true);
+  if (random.chance(0.8)) {
+    test::fill(bias.emplace(static_cast<size_t>(desc.out_channels), random), random, true);
+  }
+  if (random.chance(0.4)) test::fill(residual.emplace(output_floats(), random), random, finite);
+  if (random.chance(0.7)) draw_mask(random);
+}
+
+inline void Problem::draw_mask(Random& random) {
+  fill = random.chance(0.5) ? SEMISPARSE_FILL_BIAS : SEMISPARSE_FILL_NEAREST;
+  const auto plane = static_cast<size_t>(out_height * out_width);
+  const double sparsity = random.chance(0.1) ? 1 : static_cast<double>(random.between(0, 95)) / 100;
+  std::vector<uint8_t> mask(plane);
+  for (uint8_t& m : mask) m = random.chance(sparsity) ? 0 : 1;
+  if (*fill == SEMISPARSE_FILL_NEAREST) mask[random.size(0, plane - 1)] = 1;
+  source.assign(plane, -1);
+  for (size_t p = 0; p < plane; ++p) {
+    int64_t best = INT64_MAX;
+    for (size_t q = 0; q < plane; ++q) {
+      const int64_t dy = static_cast<int64_t>(p) / out_width - static_cast<int64_t>(q) / out_width;
+      const int64_t dx = static_cast<int64_t>(p) % out_width - static_cast<int64_t>(q) % out_width;
+      const int64_t distance = dy * dy + dx * dx;
+      // A position is the nearest to itself, and the first of equals stays.
+      if (mask[q] != 0 && distance < best && (p == q || *fill == SEMISPARSE_FILL_NEAREST)) {
+        best = distance;
+        source[p] = static_cast<int32_t>(q);
+      }
+    }
+  }
+  std::vector<int32_t> got(plane);
+  CHECK_OK(semisparse_source_map(mask.data(), out_height, out_width, *fill, got.data()));
+  CHECK(got == source);
+}
+
+inline size_t Problem::input_floats() const {
+  return static_cast<size_t>(batch * height * width * desc.in_channels);
+}
+inline size_t Problem::weight_floats() const {
+  return static_cast<size_t>(desc.out_channels * (desc.in_channels / desc.group) * desc.kernel[0] *
+                             desc.kernel[1]);
+}
+inline size_t Problem::output_floats() const {
+  return static_cast<size_t>(batch * out_height * out_width * desc.out_channels);
+}
+
+inline std::string Problem::text() const {
+  const auto pair = [](const int64_t* v) {
+    return std::to_string(v[0]) + "x" + std::to_string(v[1]);
+  };
+  return std::to_string(desc.in_channels) + "->" + std::to_string(desc.out_channels) + " group " +
+         std::to_string(desc.group) + " kernel " + pair(desc.kernel) + " strides " +
+         pair(desc.strides) + " pads " + pair(desc.pads) + ", " + pair(desc.pads + 2) +
+         " dilations " + pair(desc.dilations) + " activation " +
+         std::to_string(static_cast<int>(desc.activation)) + " on " + std::to_string(batch) + "x" +
+         std::to_string(height) + "x" + std::to_string(width) +
+         (!fill                           ? " dense"
+          : *fill == SEMISPARSE_FILL_BIAS ? " fill bias"
+                                          : " fill nearest") +
+         (residual ? " residual" : "");
+}
+
+inline ConvHandle Problem::create(const char* isa) {
+  semisparse_conv* conv = nullptr;
+  CHECK_OK(semisparse_conv_create(&desc, weights->data(), bias ? bias->data() : nullptr,
+                                  fill ? source.data() : nullptr, out_height, out_width, isa,
+                                  &conv));
+  int64_t size[2];
+  CHECK_OK(semisparse_conv_output_size(conv, height, width, &size[0], &size[1]));
+  CHECK_EQUAL(size[0], out_height);
+  CHECK_EQUAL(size[1], out_width);
+  return ConvHandle(conv);
+}
+
+inline void Problem::reference(Guarded<float>& y) {
+  const int64_t ins = desc.in_channels / desc.group;
+  const int64_t outs = desc.out_channels / desc.group;
+  const auto linear = [&](int64_t n, int64_t position, int64_t o) {
+    double sum = 0;
+    for (int64_t ky = 0; ky < desc.kernel[0]; ++ky) {
+      for (int64_t kx = 0; kx < desc.kernel[1]; ++kx) {
+        const int64_t iy =
+            position / out_width * desc.strides[0] - desc.pads[0] + ky * desc.dilations[0];
+        const int64_t ix =
+            position % out_width * desc.strides[1] - desc.pads[1] + kx * desc.dilations[1];
+        if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
+        for (int64_t c = 0; c < ins; ++c) {
+          const int64_t channel = o / outs * ins + c;
+          const int64_t at = ((n * height + iy) * width + ix) * desc.in_channels + channel;
+          const int64_t w = ((o * ins + c) * desc.kernel[0] + ky) * desc.kernel[1] + kx;
+          sum += static_cast<double>((*x)[static_cast<size_t>(at)]) *
+                 (*weights)[static_cast<size_t>(w)];
+        }
+      }
+    }
+    return sum;
+  };
+  const auto activation = [&](double v) {
+    switch (desc.activation) {
+      case SEMISPARSE_RELU:
+        return epilogue::reference_clamp(v, 0, INFINITY);
+      case SEMISPARSE_CLIP:
+        return epilogue::reference_clamp(v, desc.activation_a, desc.activation_b);
+      case SEMISPARSE_LEAKY_RELU:
+        return epilogue::reference_leaky_relu(v, desc.activation_a);
+      case SEMISPARSE_SILU:
+        // The kernels' sigmoid of -infinity is tiny but not 0, so there is no NaN.
+        return std::isinf(v) ? v : epilogue::reference_silu(v);
+      case SEMISPARSE_HARD_SWISH:
+        return epilogue::reference_hard_swish(v);
+      case SEMISPARSE_SIGMOID:
+        return epilogue::reference_sigmoid(v);
+      default:
+        return v;
+    }
+  };
+  size_t at = 0;
+  for (int64_t n = 0; n < batch; ++n) {
+    for (int64_t p = 0; p < out_height * out_width; ++p) {
+      const int64_t from = fill ? source[static_cast<size_t>(p)] : p;
+      for (int64_t o = 0; o < desc.out_channels; ++o, ++at) {
+        double v = from < 0 ? 0 : linear(n, from, o);
+        if (bias) v += (*bias)[static_cast<size_t>(o)];
+        if (residual) v += (*residual)[at];
+        y[at] = static_cast<float>(activation(v));
+      }
+    }
+  }
+}
+
+// To the bit where the activation is a clamp or a product, since sums are exact.
+inline void check_output(const Problem& problem, Guarded<float>& got, Guarded<float>& want) {
+  const bool curved = problem.desc.activation >= SEMISPARSE_SILU;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (same(got[i], want[i])) continue;
+    const double error = std::abs(static_cast<double>(got[i]) - want[i]);
+    if (curved && error <= 1e-6 * (1 + std::abs(want[i]))) continue;
+    fail(__FILE__, __LINE__,
+         "element " + std::to_string(i) + " of " + std::to_string(got.size()) + " is " +
+             std::to_string(got[i]) + ", not " + std::to_string(want[i]));
+  }
+}
+
+}  // namespace semisparse::test
