@@ -50,7 +50,7 @@ def test_the_figures_are_of_both_engines_and_all_sparsities(first):
 
 
 def test_the_report_shows_the_masks_of_every_layer(first):
-    out, figures = first
+    _, figures = first
     html = Path(figures["report"]).read_text()
     assert html.count('class="mask"') == 9
     for name in ("stem.0", "layer1.0.conv1", "layer3.0.downsample.0"):

@@ -19,12 +19,15 @@ class SparsityCallback(Callback):
     """Attaches masks when fitting starts, drives them, and freezes them when it ends.
 
     Every optimizer step advances the sparsifier before its first batch, and every batch's loss is
-    observed. All state is in the Trainer's checkpoints, so a resumed
-    run has the masks that an uninterrupted one would. Logs `sparsity`, the target in force.
+    observed. All state is in the Trainer's checkpoints, so a resumed run has the masks that an
+    uninterrupted one would. Logs `sparsity`, the target in force.
 
     `target` names the submodule of the LightningModule to mask, by default all of it.
     `example_input` is what that submodule is called with, `[N, C, H, W]`; by default the
     LightningModule's `example_input_array`. After fitting, `sparsifier` holds the masks.
+
+    Raises `ModelError` when fitting starts without an example input or gives no loss, and
+    `ConfigError` when the number of steps is not known.
     """
 
     def __init__(

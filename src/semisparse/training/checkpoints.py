@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from semisparse.errors import ConfigError
 from semisparse.training.callback import SparsityCallback
 
 
@@ -30,6 +31,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+
+    @override
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, *arguments, **options)
+        except Exception as error:
+            raise ConfigError(
+                f"Checkpoint {path} cannot be read ({type(error).__name__}: {error}); remove it "
+                "to train from the beginning."
+            ) from error
 
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
