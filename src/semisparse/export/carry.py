@@ -150,7 +150,7 @@ def _resize(twins: Twins, node: ir.Node) -> bool:
     if mode not in ("nearest", "linear") or "axes" in node.attributes:
         return False
     data, scales, out = twins.of(node.inputs[0]), node.inputs[2], node.outputs[0]
-    if scales is not None:
+    if scales is not None and list(scales.shape or []) != [0]:
         if not is_constant(scales):
             return False
         factors = _array(scales)[list(TO_NHWC)]

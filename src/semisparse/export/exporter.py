@@ -154,24 +154,24 @@ def _add_bodies(graph_model: ir.Model) -> None:
 
 
 def _check_model(model: nn.Module) -> None:
-    size = 0
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        size += tensor.numel() * tensor.element_size()
-        if not tensor.is_floating_point():
-            continue
-        if tensor.dtype != torch.float32:
-            raise ModelError(f"{name} is {tensor.dtype}; convert the model with model.float().")
-        if not tensor.isfinite().all():
-            count = int((~tensor.isfinite()).sum())
-            raise ModelError(
-                f"{name} has {count} values that are NaN or infinite; export a checkpoint from "
-                "before training diverged."
-            )
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > _MAX_BYTES:
         raise ExportError(
             f"the model has {size} bytes of weights, and one .onnx file holds at most {_MAX_BYTES}; "
             "export a smaller model or its parts."
         )
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        if tensor.dtype != torch.float32:
+            raise ModelError(f"{name} is {tensor.dtype}; convert the model with model.float().")
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise ModelError(
+                f"{name} has {bad} values that are NaN or infinite; export a checkpoint from "
+                "before training diverged."
+            )
 
 
 def _check_target(path: Path) -> None:

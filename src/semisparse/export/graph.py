@@ -65,9 +65,12 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
     """
     # torch.export takes a batch of one for a constant.
     doubled = tuple(torch.cat([x, x]) if x.dim() else x for x in inputs)
-    free = tuple({0: torch.export.Dim.AUTO} if x.dim() else None for x in inputs)
+    free = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for x in doubled:
+        free[x] = {0: torch.export.Dim.AUTO} if x.dim() else None
+    shapes = free.dynamic_shapes(model, doubled)  # type: ignore[no-untyped-call]
     try:
-        graph_model = _export(model, doubled, free)
+        graph_model = _export(model, doubled, shapes)
     except ModelError:
         graph_model = None
     if graph_model is None or not dynamic_batch(graph_model):
@@ -101,7 +104,9 @@ def simplify(model: ir.Model) -> None:
     """Compute what is constant and bring equal spellings of an operation into one form."""
     passes.InlinePass()(model)
     # Weights of parametrized layers are constants of any size, and no input is constant.
-    optimizer.fold_constants(model, input_size_limit=1 << 31, output_size_limit=1 << 31)
+    optimizer.fold_constants(
+        model, onnx_shape_inference=True, input_size_limit=1 << 31, output_size_limit=1 << 31
+    )
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     rewriter.RewritePass(_RULES)(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -131,8 +131,8 @@ class Twins:
     def _permute(self, value: ir.Value, perm: Sequence[int], name: str) -> ir.Value:
         assert value.shape is not None
         shape = [value.shape[axis] for axis in perm]
-        moved = [size for size in shape[1:] if size != 1]
-        if moved == [size for size in value.shape[1:] if size != 1]:
+        moved = [axis for axis in perm if value.shape[axis] != 1]
+        if moved == sorted(moved) and all(isinstance(size, int) for size in shape[1:]):
             # The order in memory is the same, as for one channel or a plane of one position.
             (out,) = self.emit("Reshape", [value, self.ints([0, *shape[1:]])], like=[value])
         else:

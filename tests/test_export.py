@@ -1,0 +1,583 @@
+"""Exporting networks of every kind: what is in the file, and that it computes what torch does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import semisparse
+from semisparse import ops
+from semisparse.errors import ExportError, FileFormatError, ModelError
+from semisparse.export import exporter
+from semisparse.masks import source_map
+from semisparse.sparsifier import Sparsifier
+
+
+def after(first, second):
+    """A forward that names an intermediate value: `second(m, first(m, x))`."""
+    return lambda m, x: second(m, first(m, x))
+
+
+class Net(nn.Module):
+    """Layers by name and a forward given as a function of them and the inputs."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.run = forward
+
+    def forward(self, *inputs):
+        return self.run(self, *inputs)
+
+
+def conv(c_in=4, c_out=4, kernel=3, **options):
+    return nn.Conv2d(c_in, c_out, kernel, **{"padding": kernel // 2, **options})
+
+
+def norm(channels=4):
+    layer = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        layer.running_mean.normal_(0, 0.5)
+        layer.running_var.uniform_(0.5, 2)
+        layer.weight.uniform_(0.5, 1.5)
+        layer.bias.normal_(0, 0.5)
+    return layer
+
+
+def masked(model, *inputs, fill="nearest", sparsity=0.3, **options):
+    config = semisparse.SparsityConfig(sparsity=sparsity, fill=fill, **options)
+    example = inputs[0] if len(inputs) == 1 else inputs
+    Sparsifier(model.eval(), example, config, total_steps=1).freeze()
+    return model
+
+
+def export(model, *inputs, path):
+    return semisparse.export_onnx(model, inputs[0] if len(inputs) == 1 else inputs, path)
+
+
+def operators(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def initializers(path):
+    return {x.name: numpy_helper.to_array(x) for x in onnx.load(path).graph.initializer}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+X = torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(1))
+
+# (forward, layers, operators that must be in the file; "Transpose" counts are exact)
+KINDS = {
+    "plain": (lambda m, x: m.a(x), {"a": conv()}, {"ConvFillNearest": 1, "Transpose": 2}),
+    "no bias": (lambda m, x: m.a(x), {"a": conv(bias=False)}, {"ConvFillNearest": 1}),
+    "batch norm": (
+        lambda m, x: m.n(m.a(x)).relu(),
+        {"a": conv(bias=False), "n": norm()},
+        {"ConvFillNearestRelu": 1, "BatchNormalization": 0, "Transpose": 2},
+    ),
+    "batch norm before": (
+        lambda m, x: m.b(m.n(m.a(x).relu()).relu()),
+        {"a": conv(), "b": conv(), "n": norm()},
+        {"ConvRelu": 1, "ConvFillNearest": 1, "ConvFillNearestRelu": 1, "BatchNormalization": 0},
+    ),
+    "batch norm of a value read twice": (
+        after(lambda m, x: m.a(x), lambda m, y: m.n(y) + y),
+        {"a": conv(), "n": norm()},
+        {"ConvAdd": 1, "ConvFillNearest": 1, "BatchNormalization": 0},
+    ),
+    "shared": (
+        lambda m, x: m.a(m.a(x).relu()).relu(),
+        {"a": conv()},
+        {"ConvFillNearestRelu": 2, "Transpose": 2},
+    ),
+    "shared, two batch norms": (
+        lambda m, x: m.n(m.a(m.k(m.a(x)))),
+        {"a": conv(), "n": norm(), "k": norm()},
+        {"ConvFillNearest": 2, "BatchNormalization": 0},
+    ),
+    "grouped": (lambda m, x: m.a(x), {"a": conv(groups=2)}, {"ConvFillNearest": 1}),
+    "depthwise": (lambda m, x: m.a(x), {"a": conv(4, 8, groups=4)}, {"ConvFillNearest": 1}),
+    "strided and dilated": (
+        lambda m, x: m.a(x),
+        {"a": conv(stride=(2, 1), dilation=(1, 2), padding=(1, 2))},
+        {"ConvFillNearest": 1},
+    ),
+    "same, even kernel": (
+        lambda m, x: m.a(x),
+        {"a": conv(kernel=4, padding="same")},
+        {"ConvFillNearest": 1, "Pad": 0},
+    ),
+    "asymmetric padding": (
+        lambda m, x: m.a(F.pad(x, (0, 1, 2, 0))),
+        {"a": conv(padding=0)},
+        {"ConvFillNearest": 1, "Pad": 0},
+    ),
+    "weight norm": (
+        lambda m, x: m.a(x),
+        {"a": nn.utils.parametrizations.weight_norm(conv())},
+        {"ConvFillNearest": 1},
+    ),
+    "residual": (
+        after(lambda m, x: m.s(x), lambda m, y: F.relu(y + m.b(m.a(y).relu()))),
+        {"s": conv(), "a": conv(), "b": conv()},
+        {"ConvFillNearestAddRelu": 1, "Add": 0, "Transpose": 2},
+    ),
+    "projected residual": (
+        lambda m, x: F.relu(m.n(m.b(m.a(x).relu())) + m.k(m.p(x))),
+        {"a": conv(4, 6, stride=2), "b": conv(6, 6), "p": conv(4, 6, 1, stride=2)}
+        | {"n": norm(6), "k": norm(6)},
+        {"ConvFillNearestAddRelu": 1, "ConvFillNearest": 1, "Add": 0, "Transpose": 2},
+    ),
+    "residual read twice": (
+        after(lambda m, x: m.a(x), lambda m, y: m.b(y).relu() + y),
+        {"a": conv(), "b": conv()},
+        {"Add": 1},
+    ),
+    "doubled": (
+        after(lambda m, x: m.a(x), lambda m, y: y + y),
+        {"a": conv()},
+        {"ConvFillNearest": 1},
+    ),
+    "gate per channel": (
+        after(lambda m, x: m.a(x), lambda m, y: y * m.b(y.mean((2, 3), keepdim=True)).sigmoid()),
+        {"a": conv(), "b": conv(kernel=1)},
+        {"GlobalAveragePool": 1, "ConvSigmoid": 1, "Mul": 1, "Transpose": 2},
+    ),
+    "gate through linear": (
+        after(lambda m, x: m.a(x), lambda m, y: y * m.l(y.mean((2, 3)))[:, :, None, None]),
+        {"a": conv(), "l": nn.Linear(4, 4)},
+        {"Transpose": 2},
+    ),
+    "constants": (
+        lambda m, x: m.b((m.a(x) * torch.arange(1.0, 5).view(4, 1, 1) - 0.5) / 2),
+        {"a": conv(), "b": conv()},
+        {"Transpose": 2},
+    ),
+    "prelu": (
+        lambda m, x: m.b(m.p(m.a(x))),
+        {"a": conv(), "b": conv(), "p": nn.PReLU(4)},
+        {"PRelu": 1, "Transpose": 2},
+    ),
+    "gelu": (lambda m, x: m.b(F.gelu(m.a(x))), {"a": conv(), "b": conv()}, {"Transpose": 2}),
+    "concat and split": (
+        lambda m, x: m.b(torch.cat([m.a(x)[:, :3], *m.a(x).chunk(2, 1)], 1)),
+        {"a": conv(), "b": conv(7, 4)},
+        {"Concat": 1, "Split": 1, "Transpose": 2},
+    ),
+    "crop": (
+        lambda m, x: m.b(m.a(x)[:, :, 1:-1, ::2]),
+        {"a": conv(), "b": conv()},
+        {"Transpose": 2},
+    ),
+    "channel shuffle": (
+        lambda m, x: m.b(
+            m.a(x).view(x.shape[0], 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        ),
+        {"a": conv(), "b": conv()},
+        {"Transpose": 3},
+    ),
+    "pools": (
+        lambda m, x: m.b(F.avg_pool2d(F.max_pool2d(m.a(x), 3, 2, 1), 2, 1)),
+        {"a": conv(), "b": conv()},
+        {"MaxPool": 1, "AveragePool": 1, "Transpose": 2},
+    ),
+    "pools of both modes": (
+        lambda m, x: m.b(
+            F.avg_pool2d(
+                F.max_pool2d(m.a(x), (3, 2), 2, 1, dilation=(2, 1), ceil_mode=True),
+                2,
+                2,
+                1,
+                ceil_mode=True,
+                count_include_pad=False,
+            )
+        ),
+        {"a": conv(), "b": conv()},
+        {"MaxPool": 1, "AveragePool": 1, "Transpose": 2},
+    ),
+    "classifier": (
+        lambda m, x: m.l(F.adaptive_avg_pool2d(m.a(x).relu(), 1).flatten(1)),
+        {"a": conv(), "l": nn.Linear(4, 3)},
+        {"GlobalAveragePool": 1, "Gemm": 1, "Transpose": 1},
+    ),
+    "classifier of a plane": (
+        lambda m, x: m.l(m.a(x).relu().flatten(1)),
+        {"a": conv(), "l": nn.Linear(4 * 72, 3)},
+        {"Gemm": 1, "Transpose": 2},
+    ),
+    "softmax over channels": (
+        lambda m, x: m.b(m.a(x).softmax(1)),
+        {"a": conv(), "b": conv()},
+        {"Softmax": 1, "Transpose": 2},
+    ),
+    "channels last inside": (
+        lambda m, x: m.b(m.l(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+        {"a": conv(), "b": conv(), "l": nn.Linear(4, 4)},
+        {"Transpose": 2},
+    ),
+    "transposed convolution": (
+        lambda m, x: m.b(m.n(m.t(m.a(x))).relu()),
+        {"a": conv(), "b": conv(), "t": nn.ConvTranspose2d(4, 4, 2, stride=2), "n": norm()},
+        {"ConvTranspose": 1, "BatchNormalization": 0, "Transpose": 4},
+    ),
+    "unet": (
+        lambda m, x: m.c(
+            torch.cat([m.a(x), F.interpolate(m.b(F.max_pool2d(m.a(x), 2)), size=(9, 8))], 1)
+        ),
+        {"a": conv(), "b": conv(), "c": conv(8, 4)},
+        {"Resize": 1, "Concat": 1, "Transpose": 2},
+    ),
+    "bilinear": (
+        lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=2, mode="bilinear")),
+        {"a": conv(), "b": conv()},
+        {"Resize": 1, "Transpose": 2},
+    ),
+    "bicubic": (
+        lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=2, mode="bicubic")),
+        {"a": conv(), "b": conv()},
+        {"Resize": 1, "Transpose": 4},
+    ),
+    "one channel": (
+        lambda m, x: m.b(m.a(x[:, :1])),
+        {"a": conv(1, 4), "b": conv(4, 1)},
+        {"Transpose": 0},
+    ),
+    **{
+        f"padding mode {mode}": (
+            lambda m, x: m.b(m.a(x)),
+            {"a": conv(padding_mode=mode), "b": conv(padding_mode=mode)},
+            {"ConvFillNearest": 2, "Pad": 2, "Transpose": 2},
+        )
+        for mode in ("reflect", "replicate", "circular")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_computes_what_torch_does(kind, tmp_path):
+    forward, layers, expected = KINDS[kind]
+    model = masked(Net(forward, **layers), X)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert set(report.errors) == {"portable", "library"}
+    found = operators(report.path)
+    assert {name: found[name] for name in expected} == expected
+    assert report.transposes == found["Transpose"]
+    assert report.dynamic_batch
+    assert any(layer.sparsity > 0 for layer in report.layers)
+
+
+@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    {
+        "Relu": nn.ReLU(),
+        "Clip": nn.ReLU6(),
+        "LeakyRelu": nn.LeakyReLU(0.2),
+        "Silu": nn.SiLU(),
+        "HardSwish": nn.Hardswish(),
+        "Sigmoid": nn.Sigmoid(),
+    }.items(),
+)
+def test_activations_are_fused(name, activation, fill, tmp_path):
+    def forward(m, x):
+        y = m.act(m.a(x))
+        return m.act(y + m.n(m.b(y)))
+
+    model = masked(Net(forward, a=conv(), b=conv(), n=norm(), act=activation), X, fill=fill)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    fused = ops.ConvOp(fill, activation=name), ops.ConvOp(fill, residual=True, activation=name)
+    assert operators(report.path) == {fused[0].name: 1, fused[1].name: 1, "Transpose": 2}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda y: y * torch.sigmoid(y),
+        lambda y: y * F.hardsigmoid(y),
+        lambda y: y * F.relu6(y + 3) / 6,
+        lambda y: torch.clamp(y, 0, 6),
+        lambda y: torch.clamp(y, min=-0.5),
+        lambda y: y.clamp(max=0.5),
+    ],
+)
+def test_spelled_out_activations_are_fused(spelled, tmp_path):
+    model = masked(Net(lambda m, x: spelled(m.a(x)), a=conv()), X)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert sum(operators(report.path).values()) == 3
+
+
+def test_session_takes_and_gives_nchw_at_any_batch_size(tmp_path):
+    model = masked(Net(lambda m, x: m.b(m.a(x).relu()), a=conv(), b=conv(4, 6, stride=2)), X)
+    path = export(model, X, path=tmp_path / "m.onnx").path
+    session = semisparse.InferenceSession(path)
+    assert [value.name for value in session.get_inputs()] == ["input"]
+    assert [value.name for value in session.get_outputs()] == ["output"]
+    assert session.get_inputs()[0].shape == ["batch", 4, 9, 8]
+    for batch in (1, 5):
+        x = torch.randn(batch, 4, 9, 8)
+        (y,) = session.run(None, {"input": x.numpy()})
+        np.testing.assert_allclose(y, model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_input_of_another_size_is_an_error(tmp_path):
+    model = masked(Net(lambda m, x: m.a(x), a=conv()), X)
+    path = export(model, X, path=tmp_path / "m.onnx").path
+    for library in (False, True):
+        session = semisparse.InferenceSession(path, library=library)
+        with pytest.raises(Exception, match=r"(?s)index: 2.*Got: 10.*Expected: 9"):
+            session.run(None, {"input": np.zeros((1, 4, 10, 8), np.float32)})
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    def forward(m, x, y):
+        z = m.a(x) + y
+        return {"sum": z, "pooled": (z.mean((2, 3)), m.b(z))}
+
+    model = masked(Net(forward, a=conv(), b=conv()), X, X)
+    path = export(model, X, 2 * X, path=tmp_path / "m.onnx").path
+    session = semisparse.InferenceSession(path)
+    assert [value.name for value in session.get_inputs()] == ["input_0", "input_1"]
+    outputs = session.run(None, {"input_0": X.numpy(), "input_1": 2 * X.numpy()})
+    expected = model(X, 2 * X)
+    for got, want in zip(outputs, [expected["sum"], *expected["pooled"]], strict=True):
+        np.testing.assert_allclose(got, want.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_output_that_is_given_twice_or_is_the_input(tmp_path):
+    model = masked(Net(lambda m, x: (m.a(x), m.a(x), x, m.b(m.a(x))), a=conv(), b=conv()), X)
+    path = export(model, X, path=tmp_path / "m.onnx").path
+    outputs = semisparse.InferenceSession(path).run(None, {"input": X.numpy()})
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    np.testing.assert_array_equal(outputs[2], X)
+
+
+def test_batch_that_the_model_fixes_stays_fixed(tmp_path):
+    model = Net(lambda m, x: m.l(m.a(x).reshape(1, 288)), a=conv(), l=nn.Linear(288, 2))
+    model = masked(model, X[:1])
+    report = export(model, X[:1], path=tmp_path / "m.onnx")
+    assert not report.dynamic_batch
+    assert semisparse.InferenceSession(report.path).get_inputs()[0].shape == [1, 4, 9, 8]
+
+
+def test_dense_model_needs_no_masks(tmp_path):
+    report = export(Net(lambda m, x: m.a(x).relu(), a=conv()).eval(), X, path=tmp_path / "m.onnx")
+    assert operators(report.path)["ConvRelu"] == 1
+    assert "semisparse.config" not in metadata_of(report.path)
+
+
+def test_masks_go_to_their_layers(tmp_path):
+    """Equal weights and a shared plane must not lead to a shared mask."""
+    model = Net(lambda m, x: m.a(x) + m.b(x) + m.c(x), a=conv(), b=conv(), c=conv())
+    model.b.load_state_dict(model.a.state_dict())
+    model.c.weight = model.a.weight
+    model = masked(model, X, per_layer_fill={"a": "bias"})
+    masks = [torch.rand(9, 8) < 0.5 for _ in range(3)]
+    for layer, mask in zip((model.a, model.b, model.c), masks, strict=True):
+        layer.set_mask(mask)
+    path = export(model, X, path=tmp_path / "m.onnx").path
+    nodes = {node.name: node for node in onnx.load(path).graph.node}
+    values = initializers(path)
+    np.testing.assert_array_equal(values[nodes["a"].input[3]], masks[0])
+    for name, mask in (("b", masks[1]), ("c", masks[2])):
+        np.testing.assert_array_equal(values[nodes[name].input[3]], source_map(mask, "nearest"))
+
+
+def test_one_mask_is_in_the_file_once(tmp_path):
+    model = masked(Net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()), X)
+    nodes = onnx.load(export(model, X, path=tmp_path / "m.onnx").path).graph.node
+    assert len({node.input[3] for node in nodes if node.domain == ops.DOMAIN}) == 1
+
+
+def test_nodes_are_named_after_layers(tmp_path):
+    block = nn.Sequential(conv(), nn.ReLU())
+    model = masked(nn.Sequential(block, conv(), block[0]), X)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert [layer.name for layer in report.layers] == ["0.0", "1", "0.0#2"]
+
+
+def metadata_of(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_metadata(tmp_path):
+    model = masked(Net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv(stride=2)), X, sparsity=0.25)
+    path = export(model, X, path=tmp_path / "m.onnx").path
+    entries = metadata_of(path)
+    assert entries["semisparse.format"] == "1"
+    assert entries["semisparse.version"] == semisparse.__version__
+    config = semisparse.SparsityConfig.from_json(entries["semisparse.config"])
+    assert config.sparsity == 0.25
+    assert json.loads(entries["semisparse.sparsity"]) == {"a": 18 / 72, "b": 5 / 20}
+    digest = hashlib.sha256()
+    for name, layer in (("a", model.a), ("b", model.b)):
+        height, width = layer.mask.shape
+        digest.update(name.encode() + b"\0")
+        digest.update(height.to_bytes(4, "little") + width.to_bytes(4, "little"))
+        digest.update(bytes(int(kept) for kept in layer.mask.flatten()))
+    assert entries["semisparse.masks_sha256"] == digest.hexdigest()
+
+
+def test_file_keeps_to_the_format(tmp_path):
+    model = masked(Net(lambda m, x: F.max_pool2d(m.a(x), 2).relu(), a=conv()), X)
+    file = onnx.load(export(model, X, path=tmp_path / "m.onnx").path)
+    onnx.checker.check_model(file)
+    assert file.ir_version == 8
+    assert {o.domain: o.version for o in file.opset_import} == {"": 18, "semisparse": 1}
+    ours = [node for node in file.graph.node if node.domain == "semisparse"]
+    assert {f.name for f in file.functions} == {node.op_type for node in ours}
+    for node in ours:
+        declared = next(f for f in file.functions if f.name == node.op_type).attribute_proto
+        assert {a.name for a in node.attribute} == {a.name for a in declared}
+    names = {i.name for i in file.graph.input}
+    assert not names & {i.name for i in file.graph.initializer}
+    assert b"/site-packages/" not in file.SerializeToString()
+
+
+def test_export_leaves_the_model_as_it_is(tmp_path):
+    model = masked(Net(lambda m, x: m.n(m.a(x)), a=conv(), n=norm()), X).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cls = type(model.a)
+    export(model, X, path=tmp_path / "m.onnx")
+    assert model.training
+    assert type(model.a) is cls
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_two_exports_are_equal(tmp_path):
+    model = masked(Net(lambda m, x: m.n(m.a(x)).relu(), a=conv(), n=norm()), X)
+    files = [export(model, X, path=tmp_path / f"{i}.onnx").path.read_bytes() for i in range(2)]
+    assert files[0] == files[1]
+
+
+# What cannot be exported
+
+
+def test_no_convolution(tmp_path):
+    with pytest.raises(ModelError, match="Linear has no 2-d float32 convolution"):
+        export(nn.Linear(8, 2), X, path=tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value, tmp_path):
+    model = Net(lambda m, x: m.a(x), a=conv())
+    model.a.weight.data[1, 2] = value
+    with pytest.raises(ModelError, match=r"a\.weight has 9 values that are NaN or infinite"):
+        export(model, X, path=tmp_path / "m.onnx")
+
+
+def test_half_precision(tmp_path):
+    with pytest.raises(ModelError, match=r"a\.weight is torch\.float16"):
+        export(Net(lambda m, x: m.a(x), a=conv()).half(), X, path=tmp_path / "m.onnx")
+
+
+def test_over_two_gigabytes(tmp_path):
+    model = Net(lambda m, x: m.a(x), a=conv())
+    model.register_buffer("big", torch.zeros(1).expand(2**29))
+    with pytest.raises(ExportError, match="2147484240 bytes of weights"):
+        export(model, X, path=tmp_path / "m.onnx")
+
+
+def test_model_that_torch_cannot_export(tmp_path):
+    model = Net(lambda m, x: m.a(x) if x.sum() > 0 else x, a=conv())
+    with pytest.raises(ModelError, match="torch cannot export the model"):
+        export(model, X, path=tmp_path / "m.onnx")
+
+
+def test_example_that_does_not_fit(tmp_path):
+    with pytest.raises(ModelError, match=r"expected input.* to have 4 channels"):
+        export(Net(lambda m, x: m.a(x), a=conv()), X[:, :3], path=tmp_path / "m.onnx")
+
+
+def test_masked_layer_whose_weights_depend_on_the_input(tmp_path):
+    class Dynamic(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight * x.mean(), self.bias)
+
+    model = masked(Net(lambda m, x: m.b(m.a(x)), a=Dynamic(4, 4, 3), b=conv()), X)
+    with pytest.raises(ModelError, match=r"masked layers \['a'\]"):
+        export(model, X, path=tmp_path / "m.onnx")
+
+
+def test_dense_layer_whose_weights_depend_on_the_input(tmp_path):
+    model = Net(lambda m, x: F.conv2d(m.b(x), m.a.weight * x.mean()), a=conv(), b=conv())
+    model = masked(model, X, skip=["a"])
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert operators(report.path)["Conv"] == 1
+    assert operators(report.path)["ConvFillNearest"] == 1
+
+
+@pytest.mark.parametrize("where", ["missing/m.onnx", "."])
+def test_unwritable_path(where, tmp_path):
+    with pytest.raises(ExportError, match="folder"):
+        export(Net(lambda m, x: m.a(x), a=conv()), X, path=tmp_path / where)
+
+
+def test_failing_disk_leaves_nothing(monkeypatch, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"what was there")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ExportError, match="No space left on device"):
+        export(Net(lambda m, x: m.a(x), a=conv()), X, path=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert path.read_bytes() == b"what was there"
+
+
+def spoil(node_name):
+    """`put_masks`, and then one wrong weight."""
+    put_masks = exporter.put_masks
+
+    def spoiled(model, layers):
+        put_masks(model, layers)
+        node = next(n for n in model.graph if n.name == node_name and n.domain)
+        value = node.inputs[1]
+        wrong = value.const_value.numpy().copy()
+        wrong[0] += 1
+        value.const_value = onnx_ir.tensor(wrong)
+
+    return spoiled
+
+
+def test_wrong_file_is_not_written_and_the_layer_is_named(monkeypatch, tmp_path):
+    layers = {name: conv() for name in "abc"}
+    model = masked(Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), **layers), X)
+    monkeypatch.setattr(exporter, "put_masks", spoil("b"))
+    with pytest.raises(ExportError, match=r"first layer that is off is 'b'.* where 'c' reads it"):
+        export(model, X, path=tmp_path / "m.onnx")
+    monkeypatch.undo()
+    monkeypatch.setattr(exporter, "put_masks", spoil("c"))
+    with pytest.raises(ExportError, match="the last one or what follows it is off"):
+        export(model, X, path=tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_library_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEMISPARSE_LIBRARY", str(tmp_path / "none.so"))
+    with pytest.raises(semisparse.SemisparseError, match="SEMISPARSE_LIBRARY"):
+        export(Net(lambda m, x: m.a(x), a=conv()), X, path=tmp_path / "m.onnx")
+    report = semisparse.export_onnx(
+        Net(lambda m, x: m.a(x), a=conv()), X, tmp_path / "m.onnx", verify=False
+    )
+    assert report.errors == {}
+    with pytest.raises(FileFormatError):
+        semisparse.InferenceSession(b"not a model", library=False)
