@@ -57,10 +57,12 @@ lint: setup ## ruff, mypy --strict, clang-format
 native: setup ## the operator library and its native tests
 	$(CTEST) --test-dir build
 
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
+
 .PHONY: sanitize
 sanitize: $(VENV)/.ready ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSEMISPARSE_BUILD_TESTS=ON \
-		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DSEMISPARSE_BUILD_TESTS=ON \
+		-DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1 -fno-omit-frame-pointer $(SANITIZERS)"
 	cmake --build build/sanitize
 	$(CTEST) --test-dir build/sanitize
 
@@ -78,8 +80,12 @@ aarch64: $(VENV)/.ready ## native tests for aarch64, cross-compiled, under qemu
 	$(CTEST) --test-dir build/aarch64
 
 .PHONY: wheel
-wheel: $(VENV)/.ready ## dist/semisparse-*.whl for this platform
+wheel: $(VENV)/.ready ## dist/semisparse-*.whl, tried in an environment without torch
+	rm -rf dist build/wheel
 	python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	python -m venv build/wheel
+	build/wheel/bin/pip install -q -c constraints.txt "$$(echo dist/*.whl)[cli]"
+	cd build && wheel/bin/semisparse doctor
 
 .PHONY: clean
 clean: ## remove what was built; .venv stays
