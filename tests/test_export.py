@@ -241,7 +241,7 @@ KINDS = {
             torch.cat([m.a(x), F.interpolate(m.b(F.max_pool2d(m.a(x), 2)), size=(9, 8))], 1)
         ),
         {"a": conv(), "b": conv(), "c": conv(8, 4)},
-        {"Resize": 1, "Concat": 1, "Transpose": 2},
+        {"Resize": 1, "Concat": 2, "Transpose": 2},
     ),
     "bilinear": (
         lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=2, mode="bilinear")),

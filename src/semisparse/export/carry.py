@@ -156,9 +156,12 @@ def _resize(twins: Twins, node: ir.Node) -> bool:
         factors = _array(scales)[list(TO_NHWC)]
         moved = constant(twins.model, f"{scales.name}_nhwc", factors)
         return twins.carry(node, [data, None, moved])
+    # Not the attribute axes, which ONNX Runtime 1.31's own transpose optimizer overlooks.
     assert out.shape is not None
-    sizes = twins.ints(list(out.shape[2:]))
-    return twins.carry(node, [data, None, None, sizes], {**attributes_of(node), "axes": [1, 2]})
+    (batch,) = twins.emit("Shape", [data], {"start": 0, "end": 1}, like=[twins.ints([0])])
+    rest = twins.ints([out.shape[axis] for axis in TO_NHWC[1:]])
+    (sizes,) = twins.emit("Concat", [batch, rest], {"axis": 0}, like=[batch])
+    return twins.carry(node, [data, None, None, sizes])
 
 
 def _reshape(twins: Twins, node: ir.Node) -> bool:

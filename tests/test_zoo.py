@@ -1,0 +1,89 @@
+"""Networks that people use, masked at 0.3 with both fills, against torch in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import semisparse
+from semisparse.check import check
+from semisparse.export import exporter
+from semisparse.sparsifier import Sparsifier
+
+# Input size, transposes that have to be in the graph (one at the input; a VGG's classifier reads
+# its last plane in NCHW), and other operations than convolutions, pools and the classifier's.
+ZOO = {
+    "torchvision/resnet18": (64, 1, set()),
+    "torchvision/mobilenet_v2": (64, 1, set()),
+    "torchvision/vgg11": (224, 2, {"Relu"}),
+    "torchvision/densenet121": (64, 1, {"Concat"}),
+    "torchvision/squeezenet1_0": (64, 1, {"Concat"}),
+    "torchvision/mobilenet_v3_small": (64, 1, {"HardSigmoid", "HardSwish", "Mul"}),
+    "torchvision/regnet_y_400mf": (64, 1, {"Mul"}),
+    "timm/mobilenetv2_100": (64, 1, set()),
+    "timm/efficientnet_lite0": (64, 1, set()),
+}
+ALWAYS = {"Transpose", "Reshape", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool"}
+
+
+def build(name):
+    from semisparse._torchvision import ensure
+
+    ensure()
+    library, _, model = name.partition("/")
+    if library == "timm":
+        import timm
+
+        return timm.create_model(model, num_classes=10)
+    import torchvision
+
+    # Of a VGG's 133 million weights 120 million are its classifier's.
+    small = {"init_weights": False} if model.startswith("vgg") else {}
+    net = torchvision.models.get_model(model, weights=None, num_classes=10, **small)
+    if model.startswith("vgg"):
+        net.classifier = nn.Sequential(nn.Linear(512 * 49, 32), nn.ReLU(), nn.Linear(32, 10))
+    return net
+
+
+def randomise(model):
+    """Statistics as after training: folding must not find an identity."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_export(name, monkeypatch, tmp_path):
+    size, transposes, others = ZOO[name]
+    torch.manual_seed(0)
+    model = build(name).eval()
+    randomise(model)
+    x = torch.randn(1, 3, size, size)
+
+    # Tracing takes most of the time and knows nothing of masks.
+    traced = exporter.trace(model, (x,))
+    monkeypatch.setattr(exporter, "trace", lambda *_: traced.clone())
+    for fill in ("bias", "nearest"):
+        config = semisparse.SparsityConfig(sparsity=0.3, fill=fill)
+        sparsifier = Sparsifier(model, x, config, total_steps=1)
+        sparsifier.freeze()
+        report = semisparse.export_onnx(model, x, tmp_path / f"{fill}.onnx")
+        assert report.dynamic_batch
+        assert report.transposes == transposes
+        assert {node for node in operators(report.path) if "Conv" not in node} <= ALWAYS | others
+        expected = {name: s for name, s in sparsifier.sparsities.items() if s > 0}
+        found = {layer.name: layer.sparsity for layer in report.layers if layer.sparsity > 0}
+        assert found == pytest.approx(expected)
+        assert check(report.path).ok
+        sparsifier.detach()
+
+
+def operators(path):
+    import onnx
+
+    return {node.op_type for node in onnx.load(path).graph.node}
