@@ -2,6 +2,7 @@
 #include <new>
 #include <string>
 
+#include "core/c_enum.h"
 #include "core/conv.h"
 #include "core/error.h"
 #include "core/measure.h"
@@ -79,8 +80,9 @@ semisparse_status semisparse_source_map(const uint8_t* mask, int64_t height, int
   return guard([&] {
     need(mask, "mask");
     need(source, "source");
-    if (fill != SEMISPARSE_FILL_BIAS && fill != SEMISPARSE_FILL_NEAREST) {
-      semisparse::invalid("fill " + std::to_string(static_cast<int>(fill)) +
+    const int number = semisparse::number_of(fill);
+    if (number != SEMISPARSE_FILL_BIAS && number != SEMISPARSE_FILL_NEAREST) {
+      semisparse::invalid("fill " + std::to_string(number) +
                           " is unknown; it must be one of semisparse_fill");
     }
     semisparse::source_map(mask, height, width, fill, source);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/c_enum.h"
 #include "core/error.h"
 #include "core/select.h"
 
@@ -38,8 +39,9 @@ void pool_output_size(const semisparse_pool_desc& d, int64_t height, int64_t wid
                       int64_t* out_height, int64_t* out_width) {
   const int64_t sizes[2] = {height, width};
   int64_t* outs[2] = {out_height, out_width};
-  if (d.kind != SEMISPARSE_MAX_POOL && d.kind != SEMISPARSE_AVERAGE_POOL) {
-    invalid("pool kind " + std::to_string(static_cast<int>(d.kind)) +
+  const int kind = number_of(d.kind);
+  if (kind != SEMISPARSE_MAX_POOL && kind != SEMISPARSE_AVERAGE_POOL) {
+    invalid("pool kind " + std::to_string(kind) +
             " is unknown; it must be one of semisparse_pool_kind");
   }
   for (int i = 0; i < 2; ++i) {

@@ -172,8 +172,10 @@ void check_source_map() {
   context = "source map";
   const std::vector<uint8_t> none(6, 0);
   std::vector<int32_t> source(6, -7);
-  const auto map = [&](const uint8_t* mask, int64_t h, int64_t w, int fill, int32_t* to) {
-    return semisparse_source_map(mask, h, w, static_cast<semisparse_fill>(fill), to);
+  const auto map = [&](const uint8_t* mask, int64_t h, int64_t w, int number, int32_t* to) {
+    semisparse_fill fill;
+    std::memcpy(&fill, &number, sizeof(fill));
+    return semisparse_source_map(mask, h, w, fill, to);
   };
   check_refused(map(nullptr, 2, 3, 0, source.data()));
   check_refused(map(none.data(), 2, 3, 0, nullptr));
