@@ -105,6 +105,17 @@ def test_run_reads_the_input(tmp_path):
     assert "[1, 1, 3, 3]" in refused("run", DOCTOR, "--input", path)
 
 
+def test_run_of_a_size_that_the_masks_were_not_made_for(exported, tmp_path):
+    model = onnx.load(exported)
+    for place, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "model.onnx")
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 40, 40), np.float32))
+    line = refused("run", tmp_path / "model.onnx", "--input", tmp_path / "x.npy")
+    assert "does not run on input [1, 3, 40, 40]" in line
+
+
 def test_run_with_and_without_the_library(exported):
     results = [
         json.loads(invoke("run", exported, "--repeats", 1, "--json", flag).stdout)
@@ -190,6 +201,15 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.parametrize("command", [["run", DOCTOR, "--no-library"], ["check", DOCTOR]], ids=str)
+def test_errors_of_onnxruntime_are_said_once(command):
+    """In a process of its own: ONNX Runtime writes its log past Python's standard error."""
+    code = f"sys.argv = ['semisparse', *{command!r}]\nfrom semisparse.__main__ import main\nmain()"
+    result = python(code)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])

@@ -166,7 +166,7 @@ def test_damaged_files_never_crash():
     code = """
 import sys
 import numpy as np
-from semisparse.runtime import FileFormatError, InferenceSession, _ORT_ERRORS
+from semisparse.runtime import FileFormatError, InferenceSession, ORT_ERRORS
 whole = sys.stdin.buffer.read()
 loaded = 0
 for seed in range(200):
@@ -178,7 +178,7 @@ for seed in range(200):
         session = InferenceSession(bytes(damaged), threads=1)
         loaded += 1
         session.run(None, {"input": np.ones((1, 8, 8, 3), np.float32)})
-    except (FileFormatError, *_ORT_ERRORS):
+    except (FileFormatError, *ORT_ERRORS):
         pass
 print(loaded)
 """

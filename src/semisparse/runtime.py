@@ -19,8 +19,8 @@ LIBRARY_NAME = "libsemisparse.so"
 # ONNX Runtime refuses a second registration on the same options, and cannot say that there was one.
 _registered: WeakSet[onnxruntime.SessionOptions] = WeakSet()
 
-# The binding raises one class per status code and gives them no common base but Exception.
-_ORT_ERRORS = tuple(
+# What ONNX Runtime raises: one class per status code, with no common base but Exception.
+ORT_ERRORS = tuple(
     getattr(ort_errors, name)
     for name in (
         "Fail",
@@ -108,7 +108,7 @@ class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 path_or_bytes, options, providers=list(providers), enable_fallback=False
             )
         # A damaged file may hold names that are not text.
-        except (*_ORT_ERRORS, UnicodeDecodeError) as error:
+        except (*ORT_ERRORS, UnicodeDecodeError) as error:
             raise FileFormatError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {name} ({error}); "
                 "if the file is damaged or is not an ONNX model, export it again."
@@ -126,7 +126,7 @@ def register(options: onnxruntime.SessionOptions) -> None:
     path = library_path()
     try:
         options.register_custom_ops_library(str(path))
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         raise LibraryError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({error}); "
             "reinstall semisparse for this platform."

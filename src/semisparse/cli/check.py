@@ -23,11 +23,13 @@ def check(
       semisparse check model.onnx
       semisparse check model.onnx --seed 7 --json
     """
+    import onnxruntime
     from rich.console import Console
     from rich.table import Table
 
     from semisparse.check import check as check_file
 
+    onnxruntime.set_default_logger_severity(4)  # what it logs as an error, it raises as well
     report = check_file(model, seed=seed)
     if as_json:
         found = {

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from semisparse.errors import DataError
+
 
 def run(
     model: Annotated[Path, typer.Argument(help="The .onnx file.")],
@@ -34,20 +36,28 @@ def run(
       semisparse run model.onnx --input image.npy --threads 1 --repeats 100 --json
     """
     import numpy as np
+    import onnxruntime
     from rich.console import Console
     from rich.table import Table
 
     from semisparse.bench.timing import Quartiles
     from semisparse.feeds import load_feeds, random_feeds
-    from semisparse.runtime import InferenceSession, library_path
+    from semisparse.runtime import ORT_ERRORS, InferenceSession, library_path
 
+    onnxruntime.set_default_logger_severity(4)  # what it logs as an error, it raises as well
     session = InferenceSession(model, threads=threads, library=library)
     feeds = random_feeds(session, seed) if input is None else load_feeds(session, input)
     seconds = []
-    for _ in range(warmup + repeats):
-        start = time.perf_counter()
-        outputs = session.run(None, feeds)
-        seconds.append(time.perf_counter() - start)
+    try:
+        for _ in range(warmup + repeats):
+            start = time.perf_counter()
+            outputs = session.run(None, feeds)
+            seconds.append(time.perf_counter() - start)
+    except ORT_ERRORS as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise DataError(
+            f"{model} does not run on {shapes} ({error}); give an input that it was made for."
+        ) from error
     latency = Quartiles.of([1e3 * value for value in seconds[warmup:]])
 
     results: list[dict[str, Any]] = []
