@@ -19,6 +19,8 @@ configs = st.floats(0.01, 0.99).flatmap(
         per_layer=rules,
         fill=st.sampled_from(["bias", "nearest"]),
         per_layer_fill=st.dictionaries(st.text(min_size=1), st.just("bias"), max_size=3),
+        block=st.integers(1, 64),
+        per_layer_block=st.dictionaries(st.text(min_size=1), st.integers(1, 64), max_size=3),
         initial=st.floats(0, sparsity),
         begin=st.floats(0, 0.5),
         end=st.floats(0.5, 1),
@@ -44,6 +46,12 @@ def test_json_form_is_versioned_and_plain() -> None:
     assert values["version"] == 1
     assert values["skip"] == ["1x1"]
     assert values["fill"] == "nearest"
+
+
+def test_json_without_blocks_means_single_positions() -> None:
+    values = SparsityConfig(sparsity=0.2).to_dict()
+    del values["block"], values["per_layer_block"]
+    assert SparsityConfig.from_json(json.dumps(values)) == SparsityConfig(sparsity=0.2, block=1)
 
 
 def test_sequences_and_numbers_are_normalised() -> None:
@@ -81,6 +89,11 @@ def test_is_frozen() -> None:
         ({"sparsity": 0.2, "per_layer": {"": 0.1}}, "non-empty string"),
         ({"sparsity": 0.2, "fill": "zero"}, "bias, nearest"),
         ({"sparsity": 0.2, "per_layer_fill": {"a": "zero"}}, r"per_layer_fill\['a'\]"),
+        ({"sparsity": 0.2, "block": 0}, "block must be a whole number from 1 up, got 0"),
+        ({"sparsity": 0.2, "block": 4.0}, "block must be a whole number"),
+        ({"sparsity": 0.2, "block": True}, "block must be a whole number"),
+        ({"sparsity": 0.2, "per_layer_block": {"a": 0}}, r"per_layer_block\['a'\]"),
+        ({"sparsity": 0.2, "per_layer_block": 4}, "must map"),
         ({"sparsity": 0.2, "initial": 0.3}, "initial is 0.3"),
         ({"sparsity": 0.2, "initial": -0.1}, "initial is -0.1"),
         ({"sparsity": 0.2, "begin": 0.9, "end": 0.1}, "begin is 0.9 and end is 0.1"),

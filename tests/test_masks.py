@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from torch.nn.functional import adaptive_avg_pool2d
 
 from semisparse.errors import MaskError
-from semisparse.masks import mask_from_score, propagate, source_map, sparsity_of
+from semisparse.masks import can_mask, mask_from_score, propagate, source_map, sparsity_of
 
 sides = st.integers(1, 12)
 masks = hnp.arrays(bool, st.tuples(sides, sides))
@@ -64,6 +64,73 @@ def test_mask_takes_the_lowest_scores_and_then_the_lowest_positions(
 def test_mask_always_computes_something() -> None:
     assert mask_from_score(scores(7, 7, 0), 0.999).sum() == 1
     assert mask_from_score(scores(1, 1, 0), 0.9).all()
+
+
+def block_sums(values: np.ndarray, block: int) -> np.ndarray:
+    """Sum of each block, those at the edges padded with zeros."""
+    height, width = (-(-side // block) for side in values.shape)
+    padded = np.zeros((height * block, width * block))
+    padded[: values.shape[0], : values.shape[1]] = values
+    return padded.reshape(height, block, width, block).sum(axis=(1, 3))
+
+
+def blocks_by_definition(score: np.ndarray, sparsity: float, block: int) -> np.ndarray:
+    """Of all masks that take blocks in order of their mean, the one nearest to the sparsity."""
+    areas = block_sums(np.ones(score.shape), block)
+    means = (block_sums(score, block) / areas).ravel()
+    order = sorted(range(means.size), key=lambda b: (means[b], b))
+    candidates = []
+    for taken in range(means.size):
+        computed = np.ones(means.size, dtype=bool)
+        computed[order[:taken]] = False
+        blown_up = np.kron(computed.reshape(areas.shape), np.ones((block, block), dtype=bool))
+        candidates.append(blown_up[: score.shape[0], : score.shape[1]])
+    wanted = round(sparsity * score.size)
+    return min(candidates, key=lambda mask: (abs((~mask).sum() - wanted), (~mask).sum()))
+
+
+# Multiples of 1/4 have exact sums, and many equal means.
+coarse_scores = hnp.arrays(
+    np.float64, st.tuples(sides, sides), elements=st.sampled_from([0.0, 0.25, 0.5])
+)
+
+
+@given(coarse_scores, st.floats(0, 0.999), st.integers(1, 14))
+def test_blocks_of_lowest_mean_are_masked(score: np.ndarray, sparsity: float, block: int) -> None:
+    mask = mask_from_score(torch.from_numpy(score), sparsity, block).numpy()
+    np.testing.assert_array_equal(mask, blocks_by_definition(score, sparsity, block))
+
+
+@given(sides, sides, st.integers(0, 99), st.integers(1, 5), st.floats(0, 0.999), st.floats(0, 1))
+def test_blocks_only_add_up_as_sparsity_grows(
+    h: int, w: int, seed: int, block: int, sparsity: float, part: float
+) -> None:
+    more = mask_from_score(scores(h, w, seed), sparsity, block)
+    fewer = mask_from_score(scores(h, w, seed), sparsity * part, block)
+    assert not (more & ~fewer).any()
+
+
+@given(sides, sides, st.integers(1, 14), st.floats(0, 0.999))
+def test_can_mask_tells_whether_any_score_masks(
+    h: int, w: int, block: int, sparsity: float
+) -> None:
+    # No score masks sooner than the one whose lowest block is the smallest, at the last corner.
+    score = torch.arange(h * w, 0, -1, dtype=torch.float64).view(h, w)
+    assert can_mask(sparsity, h, w, block) == (not mask_from_score(score, sparsity, block).all())
+
+
+def test_blocks_of_a_usual_plane_meet_the_sparsity() -> None:
+    mask = mask_from_score(scores(56, 56, 0), 0.3, 4)
+    tiles = mask.view(14, 4, 14, 4).transpose(1, 2).flatten(2)
+    assert ((tiles.all(2)) | (~tiles).all(2)).all()
+    assert int((~tiles[:, :, 0]).sum()) == 59  # 0.3 * 3136 = 940.8 positions; 58.8 tiles
+
+
+def test_a_plane_that_one_block_covers_stays_dense() -> None:
+    for block in (7, 8, 10**9):
+        assert mask_from_score(scores(7, 7, 0), 0.99, block).all()
+        assert not can_mask(0.99, 7, 7, block)
+    assert not mask_from_score(scores(7, 7, 0), 0.99, 6).all()
 
 
 def nearest_by_definition(mask: np.ndarray) -> np.ndarray:
@@ -121,6 +188,7 @@ ones = torch.ones(2, 3, dtype=torch.bool)
         (lambda: propagate(torch.rand(4, 4, dtype=torch.float64), 0, 2), "0x2"),
         (lambda: mask_from_score(torch.rand(4), 0.5), r"\[4\]"),
         (lambda: mask_from_score(torch.rand(4, 4), 1.0), "sparsity is 1.0"),
+        (lambda: mask_from_score(torch.rand(4, 4), 0.5, 0), "block is 0"),
         (lambda: mask_from_score(torch.full((2, 2), float("nan")), 0.5), "NaN"),
         (lambda: source_map(ones.int(), "bias"), "int32"),
         (lambda: source_map(ones[0], "bias"), r"\[3\]"),

@@ -60,8 +60,21 @@ def test_last_rule_wins_and_skip_wins_over_all() -> None:
 def test_fill_per_layer() -> None:
     config = SparsityConfig(sparsity=0.5, fill="bias", per_layer_fill={"block.*": "nearest"})
     rules = layer_rules(config, CONVOLUTIONS)
-    assert rules["stem"] == LayerRule(0.5, "bias")
-    assert rules["block.expand"] == LayerRule(0.5, "nearest")
+    assert rules["stem"] == LayerRule(0.5, "bias", 1)
+    assert rules["block.expand"] == LayerRule(0.5, "nearest", 1)
+
+
+def test_block_per_layer() -> None:
+    config = SparsityConfig(sparsity=0.5, block=4, per_layer_block={"1x1": 1, "head.*": 2})
+    blocks = {name: rule.block for name, rule in layer_rules(config, CONVOLUTIONS).items()}
+    assert blocks == {
+        "stem": 4,
+        "block.expand": 1,
+        "block.depthwise": 4,
+        "block.grouped": 4,
+        "block.grouped1x1": 1,
+        "head.conv": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,6 +85,7 @@ def test_fill_per_layer() -> None:
         ({"skip": ["depthwse"]}, "nearest are 'depthwise'"),
         ({"per_layer": {"hed.conv": 0.1}}, "in per_layer .* nearest are 'head.conv'"),
         ({"per_layer_fill": {"@@@": "bias"}}, "in per_layer_fill"),
+        ({"per_layer_block": {"@@@": 4}}, "in per_layer_block"),
     ],
 )
 def test_a_rule_that_matches_nothing_is_refused(values: dict[str, object], message: str) -> None:

@@ -150,6 +150,23 @@ def test_rules_decide_layers_sparsities_and_fills() -> None:
     }
 
 
+def test_blocks_are_masked_as_a_whole_by_the_draw_of_the_seed() -> None:
+    s = sparsifier(block=4, per_layer_block={"block.conv2": 1}, per_layer={"stem": 0.7}, seed=7)
+    s.freeze()
+    score = torch.rand(SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    pooled = propagate(score, 7, 10)
+    expected = {
+        "stem": mask_from_score(pooled, 0.7, 4),
+        "block.conv1": mask_from_score(pooled, 0.4, 4),
+        "block.conv2": mask_from_score(pooled, 0.4),
+    }
+    assert s.masks.keys() == expected.keys()
+    for name, mask in expected.items():
+        assert torch.equal(s.masks[name], mask), name
+    for tile in (s.masks["stem"][:4, 4:8], s.masks["stem"][4:, 8:]):
+        assert tile.all() or not tile.any()
+
+
 def test_masks_of_different_layers_are_aligned() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.MaxPool2d(2), nn.Conv2d(2, 2, 1)
@@ -303,6 +320,12 @@ def test_planes_of_one_position_and_layers_not_called_stay_dense() -> None:
     s = sparsifier(model, sparsity=0.9)
     assert list(s.masks) == MASKED
     assert type(model.squeeze) is nn.Conv2d
+    # One block of 8 covers 7x7, and half of the smallest of 4, 3x3, is above 0.05 * 49.
+    for values in ({"sparsity": 0.9, "block": 8}, {"sparsity": 0.05, "block": 4}):
+        with pytest.raises(ModelError, match="too small for their sparsity and block"):
+            Sparsifier(
+                nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 7, 7), SparsityConfig(**values), total_steps=1
+            )
 
 
 def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:

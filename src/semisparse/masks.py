@@ -53,36 +53,58 @@ def _overlap(size: int, pooled: int) -> Tensor:
     return shared.clamp(min=0).double() / size
 
 
-def masked_count(sparsity: float, positions: int) -> int:
-    """``round(sparsity * positions)``, but at most all except one.
+def _blocks(height: int, width: int, block: int) -> tuple[Tensor, Tensor]:
+    """Each position's block as a row-major index, int64 ``[height, width]``, and their areas."""
+    row = torch.arange(height)[:, None] // block
+    column = torch.arange(width) // block
+    index = row * (-(-width // block)) + column
+    return index, index.flatten().bincount()
 
-    The one stays computed so that ``"nearest"`` always has a source.
-    """
-    return min(round(sparsity * positions), positions - 1)
+
+def can_mask(sparsity: float, height: int, width: int, block: int = 1) -> bool:
+    """Whether :func:`mask_from_score` masks anything, for some score at least."""
+    _, areas = _blocks(height, width, block)
+    # The last block, at the corner where both its sides are cut, is the smallest.
+    return len(areas) > 1 and 2 * round(sparsity * height * width) > int(areas[-1])
 
 
-def mask_from_score(score: Tensor, sparsity: float) -> Tensor:
-    """Mask the ``masked_count(sparsity, H * W)`` positions of lowest score.
+def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:
+    """Mask the square blocks of lowest score.
 
-    Of equal scores the one of lower row-major index is masked first.
+    Blocks of ``block`` by ``block`` positions tile the plane from its origin; those at the right
+    and bottom edges are cut. A block's score is the mean over its positions, so it is the score
+    map pooled, weighted by area, to the part of the plane that the block covers. Blocks are taken
+    in order of score, of equal ones the one of lower row-major index first, until the number of
+    masked positions is nearest to ``round(sparsity * H * W)``; of two numbers equally near it is
+    the smaller. One block always stays computed, so that ``"nearest"`` has a source; hence a plane
+    that one block covers stays dense. A higher sparsity only ever adds masked blocks.
 
     Args:
         score: ``[H, W]``, without NaN.
         sparsity: in [0, 1).
+        block: side in positions, from 1.
 
     Raises:
-        MaskError: for a score that is not such a map, or a sparsity out of range.
+        MaskError: for a score that is not such a map, or a sparsity or block out of range.
     """
     if score.dim() != 2 or score.numel() == 0:
         raise MaskError(f"a score map must have a shape [H, W], got {list(score.shape)}.")
     if not 0 <= sparsity < 1:
         raise MaskError(f"sparsity is {sparsity}, but must lie in [0, 1).")
+    if block < 1:
+        raise MaskError(f"block is {block}, but is the side of a square and starts at 1.")
     if bool(score.isnan().any()):
         raise MaskError(f"a score map of {list(score.shape)} holds NaN; scores must be ordered.")
-    masked = masked_count(sparsity, score.numel())
-    mask = torch.ones(score.numel(), dtype=torch.bool)
-    mask[score.flatten().argsort(stable=True)[:masked]] = False
-    return mask.view(score.shape)
+    height, width = score.shape
+    index, areas = _blocks(height, width, block)
+    means = index.flatten().bincount(score.flatten()) / areas
+    order = means.argsort(stable=True)
+    # Positions masked after taking none, one, two ... all but one of the blocks.
+    masked = areas[order].cumsum(0) - areas[order]
+    taken = int((masked - round(sparsity * height * width)).abs().argmin())
+    computed = torch.ones(len(areas), dtype=torch.bool)
+    computed[order[:taken]] = False
+    return computed[index]
 
 
 def source_map(mask: Tensor, fill: str) -> Tensor:

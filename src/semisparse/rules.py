@@ -1,4 +1,4 @@
-"""Which convolutions of a model a configuration masks, how sparse, and with which fill."""
+"""Which convolutions of a model a configuration masks, how sparse, with which fill and blocks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What a layer ends up with: its final sparsity, 0 where it stays dense, and its fill."""
+    """What a layer ends up with: its final sparsity, 0 where it stays dense, fill and block."""
 
     sparsity: float
     fill: str
+    block: int
 
 
 def layer_rules(
@@ -50,7 +51,10 @@ def layer_rules(
     fills = dict.fromkeys(convolutions, config.fill)
     for rule, fill in config.per_layer_fill.items():
         fills.update(dict.fromkeys(_matches(rule, convolutions, "per_layer_fill"), fill))
-    return {name: LayerRule(sparsities[name], fills[name]) for name in convolutions}
+    blocks = dict.fromkeys(convolutions, config.block)
+    for rule, block in config.per_layer_block.items():
+        blocks.update(dict.fromkeys(_matches(rule, convolutions, "per_layer_block"), block))
+    return {name: LayerRule(sparsities[name], fills[name], blocks[name]) for name in convolutions}
 
 
 def _matches(rule: str, convolutions: Mapping[str, nn.Conv2d], where: str) -> list[str]:

@@ -15,9 +15,9 @@ from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
 from semisparse.layers import MaskedConv2d, attach, detach
 from semisparse.masks import (
+    can_mask,
     check_mask,
     mask_from_score,
-    masked_count,
     propagate,
     source_map,
     sparsity_of,
@@ -42,8 +42,8 @@ class Sparsifier:
 
     The model runs once on the example input, in eval mode and without gradients, to learn the
     sizes of its planes; its parameters, buffers, training flags and the random state stay as they
-    were. Layers that this run does not call stay dense, and so does a layer whose share of
-    positions rounds to none. While attached, the model carries its configuration as the attribute
+    were. Layers that this run does not call stay dense, and so does a layer too small for
+    any block of its plane to be masked at its sparsity. While attached, the model carries its configuration as the attribute
     ``semisparse_config``.
 
     Under ``torch.distributed`` every rank draws the same masks, because they depend on nothing but
@@ -92,14 +92,14 @@ class Sparsifier:
                     "only; put it in skip."
                 )
             ((height, width),) = sizes[name]
-            if masked_count(rule.sparsity, height * width) > 0:
+            if can_mask(rule.sparsity, height, width, rule.block):
                 planes[name] = (height, width)
         self._rules = {name: rules[name] for name in planes}
         if not self._rules:
             raise ModelError(
                 f"none of the model's {len(convolutions)} convolutions is masked: all are skipped, "
-                "not called on the example input, or too small for their sparsity; change skip, "
-                "per_layer or sparsity."
+                "not called on the example input, or too small for their sparsity and block; change skip, "
+                "per_layer, sparsity or block."
             )
         with contextlib.ExitStack() as undo:
             for name, rule in self._rules.items():
@@ -272,7 +272,8 @@ class Sparsifier:
             rule, size = self._rules[name], layer.mask.shape
             if (size, rule) not in made:
                 pooled = propagate(score, *size)
-                mask = mask_from_score(pooled, self._sparsity_at(progress, rule.sparsity))
+                sparsity = self._sparsity_at(progress, rule.sparsity)
+                mask = mask_from_score(pooled, sparsity, rule.block)
                 made[size, rule] = mask, source_map(mask, rule.fill)
             layer.set_mask(*made[size, rule])
 
