@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 
+#include "core/c_enum.h"
 #include "core/error.h"
 
 namespace semisparse {
@@ -50,13 +52,22 @@ void check(const semisparse_conv_desc& d) {
     check_range("dilations", d.dilations[i], 1);
   }
   for (const int64_t pad : d.pads) check_range("pads", pad, 0);
+  // In double precision the product cannot wrap around.
+  const double weights = static_cast<double>(d.in_channels / d.group) *
+                         static_cast<double>(d.kernel[0]) * static_cast<double>(d.kernel[1]) *
+                         static_cast<double>(d.out_channels);
+  if (weights > static_cast<double>(int64_t{1} << 40)) {
+    invalid("a convolution with " + std::to_string(weights) +
+            " weights is not possible; there must be at most 2^40");
+  }
   if (d.in_channels % d.group != 0 || d.out_channels % d.group != 0) {
     invalid("group " + std::to_string(d.group) + " does not divide " +
             std::to_string(d.in_channels) + " input and " + std::to_string(d.out_channels) +
             " output channels");
   }
-  if (d.activation < SEMISPARSE_IDENTITY || d.activation > SEMISPARSE_SIGMOID) {
-    invalid("activation " + std::to_string(static_cast<int>(d.activation)) +
+  const int activation = number_of(d.activation);
+  if (activation < SEMISPARSE_IDENTITY || activation > SEMISPARSE_SIGMOID) {
+    invalid("activation " + std::to_string(activation) +
             " is unknown; it must be one of semisparse_activation");
   }
   if (std::isnan(d.activation_a) || std::isnan(d.activation_b) ||
@@ -94,6 +105,7 @@ struct Conv::Work {
   float* y;
   size_t channels;  // of a tap
   size_t images, rows;
+  bool spreads;        // linear parts go to several places, each with a residual of its own
   bool by_panel;       // a task is one panel's rows; else all panels of its rows
   size_t block_depth;  // of a panel, what stays in the cache over all rows
   size_t rows_per_task, row_tasks, tasks;
@@ -278,6 +290,7 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   work.y = y;
   work.images = static_cast<size_t>(batch);
   work.rows = work.images * g.rows_per_image;
+  work.spreads = residual != nullptr && positions_ && !positions_->copies.empty();
 
   const bool along_rows = runs_along_rows();
   std::unique_ptr<ScratchSlot::Piece> scratch;
@@ -373,12 +386,8 @@ void Conv::igemm_task(const Work& work, size_t task) const {
     igemm_tiles(work, begin, end, first, last);
   }
 
-  if (!positions_ || positions_->blank.empty()) return;
-  const size_t blanks = work.images * positions_->blank.size();
-  const size_t channel = work.by_panel ? panels_[first].first : 0;
-  const size_t channels = work.by_panel ? panels_[first].count : out_channels();
-  blank_rows(work, blanks * slice / work.row_tasks, blanks * (slice + 1) / work.row_tasks, channel,
-             channels);
+  fill_masked(work, begin, end, slice, work.row_tasks, work.by_panel ? panels_[first].first : 0,
+              work.by_panel ? panels_[first].count : out_channels());
 }
 
 // The parts of a tile that no panel changes.
@@ -391,7 +400,6 @@ igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) co
   tile.rows = rows.pointers();
   tile.offsets = rows.offsets();
   tile.dests = rows.dests();
-  tile.dest_end = rows.dest_end();
   tile.ldy = out_channels();
   tile.lo = lo_;
   tile.hi = hi_;
@@ -412,17 +420,17 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
   Rows rows(work.geometry, mr_);
   // Tiles of equal height: 49 rows are five of 5 and four of 6, not eight of 6 and one of 1.
   const size_t tiles = ceil_div(end - begin, mr_);
-  const size_t channel = panels_[first_panel].first;
-  const size_t channels = panels_[last_panel - 1].first + panels_[last_panel - 1].count - channel;
+  const Buffer parked = make_buffer(work.spreads ? mr_ * kWidestPanel : 0);
   for (size_t i = 0; i < tiles; ++i) {
     const size_t from = begin + (end - begin) * i / tiles;
     const size_t to = begin + (end - begin) * (i + 1) / tiles;
     igemm::Tile tile = tile_of(work, rows, from, to - from);
+    if (work.spreads) tile.park = parked.get();
     for (size_t j = first_panel; j < last_panel; ++j) {
       set_panel(tile, work, panels_[j]);
       panels_[j].kernel->run(tile);
+      finish_tile(work, rows, from, to, panels_[j], parked.get());
     }
-    activate_rows(work, rows, channel, channels);
   }
 }
 
@@ -441,7 +449,7 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
   const size_t channels_step =
       work.taps() == 1 ? std::min(work.block_depth, work.channels) : work.channels;
   const bool parks = taps_step < work.taps() || channels_step < work.channels;
-  const Buffer parked = make_buffer(parks ? (end - begin) * nr : 0);
+  const Buffer parked = make_buffer(parks || work.spreads ? (end - begin) * nr : 0);
   const size_t tiles = ceil_div(end - begin, mr_);
   for (size_t tap = 0; tap < work.taps(); tap += taps_step) {
     for (size_t channel = 0; channel < work.channels; channel += channels_step) {
@@ -475,12 +483,69 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
           tile.init = park;
           tile.init_stride = nr;
         }
-        if (!last) tile.park = park;
+        if (!last || work.spreads) tile.park = park;
         panel.kernel->run(tile);
-        if (last) activate_rows(work, rows, panel.first, panel.count);
+        if (last) finish_tile(work, rows, from, to, panel, park);
       }
     }
   }
+}
+
+// Rows [begin, end) of one panel after its last kernel. Where masked positions copy a linear part
+// that a residual of their own is added to, that part is in `parked` and all places are finished
+// here.
+void Conv::finish_tile(const Work& work, Rows& rows, size_t begin, size_t end, const Panel& panel,
+                       const float* parked) const {
+  const size_t nr = panel.kernel->nr;
+  if (work.spreads) {
+    for (size_t i = 0; i < end - begin; ++i) {
+      finish_row(work, parked + i * nr, rows.dests()[i], panel.first, panel.count);
+    }
+    each_copy(begin, end, [&](size_t row, size_t, size_t dest) {
+      finish_row(work, parked + (row - begin) * nr, dest, panel.first, panel.count);
+    });
+  } else if (activate_ != nullptr) {
+    for (size_t i = 0; i < end - begin; ++i) {
+      activate(work.y + rows.dests()[i] * out_channels() + panel.first, panel.count);
+    }
+  }
+}
+
+void Conv::finish_row(const Work& work, const float* linear, size_t position, size_t channel,
+                      size_t channels) const {
+  const size_t at = position * out_channels() + channel;
+  epilogue_->clamp(linear, work.residual + at, work.y + at, channels, lo_, hi_);
+  activate(work.y + at, channels);
+}
+
+// Calls f(row, position, dest) for every masked position `dest` that copies the computed `position`
+// of one of the rows [begin, end).
+template <typename F>
+void Conv::each_copy(size_t begin, size_t end, const F& f) const {
+  if (!positions_ || positions_->copies.empty()) return;
+  const auto plane = static_cast<size_t>(positions_->height * positions_->width);
+  const size_t per_image = positions_->kept.size();
+  for (size_t image = begin / per_image; image * per_image < end; ++image) {
+    const size_t from = std::max(begin, image * per_image) - image * per_image;
+    const size_t to = std::min(end, (image + 1) * per_image) - image * per_image;
+    for (size_t i = positions_->copy_begin[from]; i < positions_->copy_begin[to]; ++i) {
+      const Positions::Copy& copy = positions_->copies[i];
+      f(image * per_image + copy.kept, image * plane + positions_->kept[copy.kept].position,
+        image * plane + copy.dest);
+    }
+  }
+}
+
+// Without a residual a masked position holds exactly what the position that it copies holds, so
+// finished rows are copied. Doing this in the kernels, row by row, cost the layers with few
+// channels their whole gain: how many copies a row has cannot be predicted.
+void Conv::copy_rows(const Work& work, size_t begin, size_t end, size_t channel,
+                     size_t channels) const {
+  if (work.residual != nullptr) return;
+  each_copy(begin, end, [&](size_t, size_t position, size_t dest) {
+    std::memcpy(work.y + dest * out_channels() + channel,
+                work.y + position * out_channels() + channel, channels * sizeof(float));
+  });
 }
 
 void Conv::dwconv_task(const Work& work, size_t task) const {
@@ -488,6 +553,10 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
   const size_t begin = std::min(work.rows, task * work.rows_per_task);
   const size_t end = std::min(work.rows, begin + work.rows_per_task);
   Rows rows(work.geometry, kStrip);
+  const Buffer parked = make_buffer(work.spreads ? kStrip * out_channels() : 0);
+  const auto infinity = std::numeric_limits<float>::infinity();
+  uint32_t parked_rows[kStrip];
+  std::iota(parked_rows, parked_rows + kStrip, 0u);
   for (size_t from = begin; from < end; from += kStrip) {
     dwconv::Strip strip;
     strip.m = std::min(kStrip, end - from);
@@ -499,19 +568,36 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
     strip.weights = weights_.get();
     strip.ldw = dw_stride_;
     strip.bias = bias_.get();
-    strip.dests = rows.dests();
-    strip.dest_end = rows.dest_end();
-    strip.y = work.y;
-    strip.residual = work.residual;
+    strip.dests = work.spreads ? parked_rows : rows.dests();
+    strip.y = work.spreads ? parked.get() : work.y;
+    strip.residual = work.spreads ? nullptr : work.residual;
     strip.ldy = out_channels();
-    strip.lo = lo_;
-    strip.hi = hi_;
+    strip.lo = work.spreads ? -infinity : lo_;
+    strip.hi = work.spreads ? infinity : hi_;
     dwconv_->run(strip);
-    activate_rows(work, rows, 0, out_channels());
+    if (work.spreads) {
+      for (size_t i = 0; i < strip.m; ++i) {
+        finish_row(work, parked.get() + i * out_channels(), rows.dests()[i], 0, out_channels());
+      }
+      each_copy(from, from + strip.m, [&](size_t row, size_t, size_t dest) {
+        finish_row(work, parked.get() + (row - from) * out_channels(), dest, 0, out_channels());
+      });
+    } else if (activate_ != nullptr) {
+      for (size_t i = 0; i < strip.m; ++i) {
+        activate(work.y + rows.dests()[i] * out_channels(), out_channels());
+      }
+    }
   }
-  if (!positions_ || positions_->blank.empty()) return;
+  fill_masked(work, begin, end, task, work.tasks, 0, out_channels());
+}
+
+// What a task's share of the masked positions holds; rows [begin, end) are finished.
+void Conv::fill_masked(const Work& work, size_t begin, size_t end, size_t share, size_t shares,
+                       size_t channel, size_t channels) const {
+  if (!positions_) return;
+  copy_rows(work, begin, end, channel, channels);
   const size_t blanks = work.images * positions_->blank.size();
-  blank_rows(work, blanks * task / work.tasks, blanks * (task + 1) / work.tasks, 0, out_channels());
+  blank_rows(work, blanks * share / shares, blanks * (share + 1) / shares, channel, channels);
 }
 
 void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
@@ -524,16 +610,8 @@ void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel
     if (work.residual == nullptr) {
       std::memcpy(work.y + at, blank_row_.get() + channel, channels * sizeof(float));
     } else {
-      epilogue_->clamp(bias_.get() + channel, work.residual + at, work.y + at, channels, lo_, hi_);
-      activate(work.y + at, channels);
+      finish_row(work, bias_.get() + channel, position, channel, channels);
     }
-  }
-}
-
-void Conv::activate_rows(const Work& work, Rows& rows, size_t channel, size_t channels) const {
-  if (activate_ == nullptr) return;
-  for (size_t d = 0; d < rows.dest_count(); ++d) {
-    activate(work.y + rows.dests()[d] * out_channels() + channel, channels);
   }
 }
 

@@ -82,7 +82,15 @@ class Conv {
   void dwconv_task(const Work& work, size_t task) const;
   void blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
                   size_t channels) const;
-  void activate_rows(const Work& work, Rows& rows, size_t channel, size_t channels) const;
+  void finish_tile(const Work& work, Rows& rows, size_t begin, size_t end, const Panel& panel,
+                   const float* parked) const;
+  void finish_row(const Work& work, const float* linear, size_t position, size_t channel,
+                  size_t channels) const;
+  template <typename F>
+  void each_copy(size_t begin, size_t end, const F& f) const;
+  void copy_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
+  void fill_masked(const Work& work, size_t begin, size_t end, size_t share, size_t shares,
+                   size_t channel, size_t channels) const;
   void activate(float* y, size_t n) const;
 
   semisparse_conv_desc desc_;

@@ -9,10 +9,34 @@ Rows::Rows(const Geometry& geometry, size_t most_rows)
       pointers_(most_rows * geometry.taps.size()),
       origins_(most_rows),
       corners_(most_rows),
-      dest_end_(most_rows),
-      dests_(most_rows * (geometry.positions == nullptr ? 1 : geometry.positions->most_dests)) {}
+      dests_(most_rows),
+      pointwise_(geometry.taps.size() == 1 && geometry.stride_y == 1 && geometry.stride_x == 1 &&
+                 geometry.pad_top == 0 && geometry.pad_left == 0 &&
+                 geometry.height == geometry.out_height && geometry.width == geometry.out_width) {}
+
+// The layers with few channels spend as long on finding their rows as on multiplying them, and most
+// of those are pointwise.
+void Rows::fill_pointwise(size_t first, size_t m) {
+  const Geometry& g = geometry_;
+  const auto plane = static_cast<size_t>(g.out_height * g.out_width);
+  const auto channels = static_cast<size_t>(g.in_channels);
+  size_t image = first / g.rows_per_image;
+  size_t index = first % g.rows_per_image;
+  for (size_t i = 0; i < m; ++i) {
+    const size_t position =
+        image * plane + (g.positions == nullptr ? index : g.positions->kept[index].position);
+    dests_[i] = static_cast<uint32_t>(position);
+    pointers_[i] = g.x + position * channels;
+    if (++index == g.rows_per_image) {
+      index = 0;
+      ++image;
+    }
+  }
+  offsets_ = g.offsets.data();
+}
 
 void Rows::fill(size_t first, size_t m, Order order) {
+  if (pointwise_) return fill_pointwise(first, m);
   const Geometry& g = geometry_;
   const Positions* positions = g.positions;
   const auto plane = static_cast<size_t>(g.out_height * g.out_width);
@@ -23,19 +47,15 @@ void Rows::fill(size_t first, size_t m, Order order) {
   auto y = static_cast<int64_t>(index) / g.out_width;
   auto x = static_cast<int64_t>(index) % g.out_width;
   bool inside = true;
-  dest_count_ = 0;
   for (size_t i = 0; i < m; ++i) {
-    const auto base = static_cast<uint32_t>(image * plane);
+    size_t position = index;
     if (positions != nullptr) {
-      y = positions->kept[index].y;
-      x = positions->kept[index].x;
-      for (size_t d = positions->dest_begin[index]; d < positions->dest_begin[index + 1]; ++d) {
-        dests_[dest_count_++] = base + positions->dests[d];
-      }
-    } else {
-      dests_[dest_count_++] = base + static_cast<uint32_t>(index);
+      const Positions::Place& place = positions->kept[index];
+      position = place.position;
+      y = place.y;
+      x = place.x;
     }
-    dest_end_[i] = static_cast<uint32_t>(dest_count_);
+    dests_[i] = static_cast<uint32_t>(image * plane + position);
 
     const int64_t y0 = y * g.stride_y - g.pad_top;
     const int64_t x0 = x * g.stride_x - g.pad_left;

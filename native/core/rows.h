@@ -57,21 +57,19 @@ class Rows {
   // outside the plane, offsets() is null and there is a pointer for every row and tap.
   const float* const* pointers() { return pointers_.data(); }
   const std::ptrdiff_t* offsets() const { return offsets_; }
-  const uint32_t* dests() { return dests_.data(); }
-  const uint32_t* dest_end() { return dest_end_.data(); }
-  size_t dest_count() const { return dest_count_; }
+  const uint32_t* dests() { return dests_.data(); }  // [m], output positions
 
  private:
+  void fill_pointwise(size_t first, size_t m);
   void spread(size_t m, Order order);
 
   const Geometry& geometry_;
   SmallArray<const float*, 384> pointers_;
   SmallArray<const float*, 32> origins_;
   SmallArray<std::array<int64_t, 2>, 32> corners_;  // row and column of the first tap
-  SmallArray<uint32_t, 32> dest_end_;
-  SmallArray<uint32_t, 256> dests_;
+  SmallArray<uint32_t, 32> dests_;
   const std::ptrdiff_t* offsets_ = nullptr;
-  size_t dest_count_ = 0;
+  const bool pointwise_;  // every position reads just the input at its own place
 };
 
 }  // namespace semisparse

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "core/error.h"
@@ -68,7 +69,7 @@ void source_map(const uint8_t* mask, int64_t height, int64_t width, semisparse_f
 Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), width(w) {
   check_plane(h, w);
   const auto plane = static_cast<int32_t>(h * w);
-  std::vector<uint32_t> copies(static_cast<size_t>(plane), 0);
+  std::vector<uint32_t> index(static_cast<size_t>(plane));  // of a computed position in kept
   for (int32_t p = 0; p < plane; ++p) {
     const int32_t q = source[p];
     if (q < -1 || q >= plane || (q >= 0 && source[q] != q)) {
@@ -76,31 +77,25 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
               "; it must name a computed position of the " + std::to_string(h) + " x " +
               std::to_string(w) + " plane, one that names itself, or be -1");
     }
+    const auto position = static_cast<uint32_t>(p);
     if (q == -1) {
-      blank.push_back(static_cast<uint32_t>(p));
-    } else {
-      ++copies[static_cast<size_t>(q)];
-      if (q == p) {
-        kept.push_back(
-            {static_cast<uint32_t>(p), static_cast<uint32_t>(p / w), static_cast<uint32_t>(p % w)});
-      }
+      blank.push_back(position);
+    } else if (q == p) {
+      index[position] = static_cast<uint32_t>(kept.size());
+      kept.push_back({position, static_cast<uint32_t>(p / w), static_cast<uint32_t>(p % w)});
     }
   }
-  dest_begin.reserve(kept.size() + 1);
-  dest_begin.push_back(0);
-  std::vector<uint32_t> next(copies.size());
-  for (const Place& place : kept) {
-    const uint32_t p = place.position;
-    next[p] = dest_begin.back();
-    dest_begin.push_back(dest_begin.back() + copies[p]);
-    most_dests = std::max<size_t>(most_dests, copies[p]);
-  }
-  dests.resize(dest_begin.back());
-  for (const Place& place : kept) dests[next[place.position]++] = place.position;
   for (int32_t p = 0; p < plane; ++p) {
     const int32_t q = source[p];
-    if (q >= 0 && q != p) dests[next[static_cast<size_t>(q)]++] = static_cast<uint32_t>(p);
+    if (q >= 0 && q != p) {
+      copies.push_back({index[static_cast<size_t>(q)], static_cast<uint32_t>(p)});
+    }
   }
+  std::stable_sort(copies.begin(), copies.end(),
+                   [](const Copy& a, const Copy& b) { return a.kept < b.kept; });
+  copy_begin.assign(kept.size() + 1, 0);
+  for (const Copy& copy : copies) ++copy_begin[copy.kept + 1];
+  std::partial_sum(copy_begin.begin(), copy_begin.end(), copy_begin.begin());
 }
 
 }  // namespace semisparse

@@ -13,21 +13,24 @@ namespace semisparse {
 void source_map(const uint8_t* mask, int64_t height, int64_t width, semisparse_fill fill,
                 int32_t* source);
 
-// A source map turned around: for every computed position the places that its linear part goes to.
-// Throws Error for a map that is none.
+// A source map as lists. Throws Error for a map that is none.
 struct Positions {
   Positions(const int32_t* source, int64_t height, int64_t width);
 
   struct Place {
     uint32_t position, y, x;
   };
+  struct Copy {
+    uint32_t kept;  // index into kept
+    uint32_t dest;  // the masked position that takes its linear part
+  };
 
   int64_t height, width;
-  std::vector<Place> kept;           // computed positions, ascending
-  std::vector<uint32_t> dests;       // per kept position: itself, then the positions that copy it
-  std::vector<uint32_t> dest_begin;  // [kept + 1]
-  size_t most_dests = 0;             // of any kept position
-  std::vector<uint32_t> blank;       // positions whose linear part is zero, ascending
+  std::vector<Place> kept;   // computed positions, ascending
+  std::vector<Copy> copies;  // by kept index
+  std::vector<uint32_t>
+      copy_begin;               // [kept + 1]: where in copies those of each kept position start
+  std::vector<uint32_t> blank;  // positions whose linear part is zero, ascending
 };
 
 }  // namespace semisparse

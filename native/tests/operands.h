@@ -40,20 +40,12 @@ struct Rows {
   std::vector<std::ptrdiff_t> shared;
 };
 
-// One place or a few for each of m rows, all different, in any order over a plane with some to
-// spare.
-struct Destinations {
-  Destinations(size_t m, Random& random) : places(4 * m + 3) {
-    std::iota(places.begin(), places.end(), 0u);
-    for (size_t i = places.size() - 1; i > 0; --i) std::swap(places[i], places[random.size(0, i)]);
-    uint32_t end = 0;
-    for (size_t i = 0; i < m; ++i) {
-      end += static_cast<uint32_t>(random.chance(0.7) ? 1 : random.size(2, 4));
-      ends.push_back(end);
-    }
-  }
-
-  std::vector<uint32_t> places, ends;
-};
+// A place for each of m rows, all different, in any order over a plane with some to spare.
+inline std::vector<uint32_t> destinations(size_t m, Random& random) {
+  std::vector<uint32_t> places(2 * m + 3);
+  std::iota(places.begin(), places.end(), 0u);
+  for (size_t i = places.size() - 1; i > 0; --i) std::swap(places[i], places[random.size(0, i)]);
+  return places;
+}
 
 }  // namespace semisparse::test

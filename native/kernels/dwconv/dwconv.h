@@ -3,10 +3,9 @@
 // One call computes `m` output positions for `channels` channels:
 //
 //     acc[i][c] = bias[c] + sum over t < taps of rows[i * taps + t][c] * weights[t * ldw + c]
-//     y[d * ldy + c] = min(max(acc[i][c] + residual[d * ldy + c], lo), hi)
+//     y[d * ldy + c] = min(max(acc[i][c] + residual[d * ldy + c], lo), hi)      d = dests[i]
 //
-// for every position d in row i's part of `dests` (its own place and the masked places that copy
-// it, as in igemm.h). Channels lie side by side in memory and are what the vectors run over.
+// Channels lie side by side in memory and are what the vectors run over.
 #pragma once
 
 #include <cstddef>
@@ -15,16 +14,15 @@
 namespace semisparse::dwconv {
 
 struct Strip {
-  size_t m;                  // >= 1
-  size_t taps;               // >= 1
-  size_t channels;           // >= 1
+  size_t m;                       // >= 1
+  size_t taps;                    // >= 1
+  size_t channels;                // >= 1
   const float* const* rows;       // [m][taps], or [m] where every tap lies at the same offset
   const std::ptrdiff_t* offsets;  // [taps], added to rows[i]; null: rows has a pointer per tap
-  const float* weights;      // [taps][ldw], readable up to whole vectors
+  const float* weights;           // [taps][ldw], readable up to whole vectors
   size_t ldw;
-  const float* bias;  // [channels], readable up to whole vectors
-  const uint32_t* dests;
-  const uint32_t* dest_end;  // [m]
+  const float* bias;      // [channels], readable up to whole vectors
+  const uint32_t* dests;  // [m]: output positions
   float* y;
   const float* residual;  // or null
   size_t ldy;

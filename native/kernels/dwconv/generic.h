@@ -7,27 +7,24 @@ namespace semisparse::dwconv {
 namespace {
 
 template <size_t NV>
-void finish(const Strip& s, const Vec::T (&acc)[NV], const uint32_t* dest, const uint32_t* end,
-            size_t c, size_t last, Vec::T lo, Vec::T hi) {
-  do {
-    const size_t offset = *dest * s.ldy + c;
+inline void finish(const Strip& s, const Vec::T (&acc)[NV], size_t offset, size_t last, Vec::T lo,
+                   Vec::T hi) {
 #pragma GCC unroll 4
-    for (size_t v = 0; v < NV; ++v) {
-      const bool whole = last == Vec::kLanes || v + 1 < NV;
-      const size_t at = offset + v * Vec::kLanes;
-      Vec::T value = acc[v];
-      if (s.residual != nullptr) {
-        value = Vec::add(
-            value, whole ? Vec::load(s.residual + at) : Vec::load_first(s.residual + at, last));
-      }
-      value = Vec::clamp(value, lo, hi);
-      if (whole) {
-        Vec::store(s.y + at, value);
-      } else {
-        Vec::store_first(s.y + at, value, last);
-      }
+  for (size_t v = 0; v < NV; ++v) {
+    const bool whole = last == Vec::kLanes || v + 1 < NV;
+    const size_t at = offset + v * Vec::kLanes;
+    Vec::T value = acc[v];
+    if (s.residual != nullptr) {
+      value = Vec::add(value,
+                       whole ? Vec::load(s.residual + at) : Vec::load_first(s.residual + at, last));
     }
-  } while (++dest < end);
+    value = Vec::clamp(value, lo, hi);
+    if (whole) {
+      Vec::store(s.y + at, value);
+    } else {
+      Vec::store_first(s.y + at, value, last);
+    }
+  }
 }
 
 // One block of NV vectors of channels for all rows. With kTaps known the weights stay in registers
@@ -46,7 +43,6 @@ void block(const Strip& s, size_t c, size_t last) {
 #pragma GCC unroll 4
     for (size_t v = 0; v < NV; ++v) w[t][v] = Vec::load(s.weights + t * s.ldw + c + v * kLanes);
   }
-  const uint32_t* dest = s.dests;
   for (size_t i = 0; i < s.m; ++i) {
     const float* const* rows = s.offsets == nullptr ? s.rows + i * s.taps : s.rows + i;
     Vec::T acc[NV];
@@ -72,9 +68,7 @@ void block(const Strip& s, size_t c, size_t last) {
 #pragma GCC unroll 16
       for (size_t t = 0; t < kTaps; ++t) tap(t, w[t]);
     }
-    const uint32_t* const end = s.dests + s.dest_end[i];
-    finish<NV>(s, acc, dest, end, c, last, lo, hi);
-    dest = end;
+    finish<NV>(s, acc, s.dests[i] * s.ldy + c, last, lo, hi);
   }
 }
 

@@ -55,10 +55,9 @@ void check_strip(const Listed& kernel, uint64_t seed) {
   test::fill(bias, random, true);
   strip.bias = bias.data();
 
-  const test::Destinations to(strip.m, random);
-  strip.dests = to.places.data();
-  strip.dest_end = to.ends.data();
-  const size_t plane = (to.places.size() - 1) * strip.ldy + strip.channels;
+  const std::vector<uint32_t> places = test::destinations(strip.m, random);
+  strip.dests = places.data();
+  const size_t plane = (places.size() - 1) * strip.ldy + strip.channels;
   Guarded<float> residual(plane, random);
   test::fill(residual, random, finite);
   if (random.chance(0.5)) strip.residual = residual.data();

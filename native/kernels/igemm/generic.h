@@ -15,29 +15,25 @@ void finish(const Tile& tile, const Vec::T (&acc)[M][NV]) {
   const Vec::T lo = Vec::set1(tile.lo);
   const Vec::T hi = Vec::set1(tile.hi);
   const size_t last = tile.n - (NV - 1) * kLanes;  // lanes of the last vector, where not whole
-  const uint32_t* dest = tile.dests;
 #pragma GCC unroll 8
   for (size_t i = 0; i < M; ++i) {
-    const uint32_t* const end = tile.dests + tile.dest_end[i];
-    do {
-      const size_t offset = *dest * tile.ldy;
+    const size_t offset = tile.dests[i] * tile.ldy;
 #pragma GCC unroll 8
-      for (size_t v = 0; v < NV; ++v) {
-        const bool whole = kWhole || v + 1 < NV;
-        Vec::T value = acc[i][v];
-        if (tile.residual != nullptr) {
-          const float* from = tile.residual + offset + v * kLanes;
-          value = Vec::add(value, whole ? Vec::load(from) : Vec::load_first(from, last));
-        }
-        value = Vec::clamp(value, lo, hi);
-        float* to = tile.y + offset + v * kLanes;
-        if (whole) {
-          Vec::store(to, value);
-        } else {
-          Vec::store_first(to, value, last);
-        }
+    for (size_t v = 0; v < NV; ++v) {
+      const bool whole = kWhole || v + 1 < NV;
+      Vec::T value = acc[i][v];
+      if (tile.residual != nullptr) {
+        const float* from = tile.residual + offset + v * kLanes;
+        value = Vec::add(value, whole ? Vec::load(from) : Vec::load_first(from, last));
       }
-    } while (++dest < end);
+      value = Vec::clamp(value, lo, hi);
+      float* to = tile.y + offset + v * kLanes;
+      if (whole) {
+        Vec::store(to, value);
+      } else {
+        Vec::store_first(to, value, last);
+      }
+    }
   }
 }
 

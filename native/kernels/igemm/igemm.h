@@ -11,12 +11,12 @@
 // is simply not among the rows, so sparsity costs the kernel nothing.
 //
 // Then, if `park` is given, the accumulators are stored there as they are, [m][nr], for a later
-// call to go on from (`init`). Otherwise row i goes to every position in its part of `dests`,
+// call to go on from (`init`) or for somebody else to finish. Otherwise
 //
-//     y[d * ldy + j] = min(max(acc[i][j] + residual[d * ldy + j], lo), hi)      for j < n
+//     y[dests[i] * ldy + j] = min(max(acc[i][j] + residual[dests[i] * ldy + j], lo), hi)   for j <
+//     n
 //
-// its own place first and then the masked places that copy it, so that a fill costs stores and no
-// loads. NaN comes through the clamp.
+// NaN comes through the clamp.
 #pragma once
 
 #include <cstddef>
@@ -37,12 +37,11 @@ struct Tile {
   const float* init;      // [m or 1][nr]
   size_t init_stride;     // nr, or 0 where all rows start from the same values
   float* park;            // [m][nr], or null to finish
-  const uint32_t* dests;  // positions of row 0, of row 1, ...
-  const uint32_t* dest_end;  // [m]: where in dests row i's positions end; each has at least one
-  float* y;                  // first channel of the panel at position 0
-  const float* residual;     // the same place in the residual, or null
-  size_t ldy;                // floats from one position to the next
-  size_t n;                  // channels of the panel that exist, the last vector's first among them
+  const uint32_t* dests;  // [m]: output positions
+  float* y;               // first channel of the panel at position 0
+  const float* residual;  // the same place in the residual, or null
+  size_t ldy;             // floats from one position to the next
+  size_t n;               // channels of the panel that exist, the last vector's first among them
   float lo, hi;
 };
 

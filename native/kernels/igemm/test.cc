@@ -74,10 +74,9 @@ void check_tile(const Listed& kernel, size_t m, uint64_t seed) {
   test::fill(init, random, finite);
   tile.init = init.data();
 
-  const test::Destinations to(m, random);
-  tile.dests = to.places.data();
-  tile.dest_end = to.ends.data();
-  const size_t plane = (to.places.size() - 1) * tile.ldy + tile.n;
+  const std::vector<uint32_t> places = test::destinations(m, random);
+  tile.dests = places.data();
+  const size_t plane = (places.size() - 1) * tile.ldy + tile.n;
   Guarded<float> residual(plane, random);
   test::fill(residual, random, finite);
   if (random.chance(0.5)) tile.residual = residual.data();

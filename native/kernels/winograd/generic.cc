@@ -1,0 +1,5 @@
+#include "kernels/simd/generic.h"
+// The vector type comes first.
+#include "kernels/winograd/generic.h"
+
+SEMISPARSE_WINOGRAD_DEFINE(generic)

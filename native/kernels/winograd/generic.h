@@ -1,0 +1,142 @@
+// The Winograd transforms over any vector type; used as kernels/igemm/generic.h is.
+#pragma once
+
+#include "kernels/winograd/winograd.h"
+
+namespace semisparse::winograd {
+namespace {
+
+// B^T d for one row or column of d.
+inline void input_six(const Vec::T* d, Vec::T* v) {
+  const Vec::T two = Vec::set1(2), minus_two = Vec::set1(-2);
+  const Vec::T four = Vec::set1(4), minus_four = Vec::set1(-4), minus_five = Vec::set1(-5);
+  const Vec::T even = Vec::fma(minus_four, d[2], d[4]), odd = Vec::fma(minus_four, d[1], d[3]);
+  const Vec::T outer = Vec::sub(d[4], d[2]), inner = Vec::sub(d[3], d[1]);
+  v[0] = Vec::fma(four, d[0], Vec::fma(minus_five, d[2], d[4]));
+  v[1] = Vec::add(even, odd);
+  v[2] = Vec::sub(even, odd);
+  v[3] = Vec::fma(two, inner, outer);
+  v[4] = Vec::fma(minus_two, inner, outer);
+  v[5] = Vec::fma(four, d[1], Vec::fma(minus_five, d[3], d[5]));
+}
+
+// A^T m for one row or column of m.
+inline void output_four(const Vec::T* m, Vec::T* o) {
+  const Vec::T sum1 = Vec::add(m[1], m[2]), sum2 = Vec::add(m[3], m[4]);
+  const Vec::T odd1 = Vec::sub(m[1], m[2]), odd2 = Vec::sub(m[3], m[4]);
+  o[0] = Vec::add(m[0], Vec::add(sum1, sum2));
+  o[1] = Vec::fma(Vec::set1(2), odd2, odd1);
+  o[2] = Vec::fma(Vec::set1(4), sum2, sum1);
+  o[3] = Vec::add(m[5], Vec::fma(Vec::set1(8), odd2, odd1));
+}
+
+// `last` is how many lanes count: all of them, unless it is the tail.
+template <bool kWhole>
+void input_block(const Input& tile, size_t c, size_t last) {
+  Vec::T t[kProducts];
+#pragma GCC unroll 6
+  for (size_t j = 0; j < kInputs; ++j) {
+    Vec::T d[kInputs];
+    Vec::T v[kInputs];
+#pragma GCC unroll 6
+    for (size_t i = 0; i < kInputs; ++i) {
+      const float* from = tile.pixels[i * kInputs + j] + c;
+      d[i] = kWhole ? Vec::load(from) : Vec::load_first(from, last);
+    }
+    input_six(d, v);
+#pragma GCC unroll 6
+    for (size_t i = 0; i < kInputs; ++i) t[i * kInputs + j] = v[i];
+  }
+#pragma GCC unroll 6
+  for (size_t i = 0; i < kInputs; ++i) {
+    Vec::T v[kInputs];
+    input_six(t + i * kInputs, v);
+#pragma GCC unroll 6
+    for (size_t j = 0; j < kInputs; ++j) {
+      float* to = tile.v + (i * kInputs + j) * tile.channels + c;
+      if (kWhole) {
+        Vec::store(to, v[j]);
+      } else {
+        Vec::store_first(to, v[j], last);
+      }
+    }
+  }
+}
+
+void input(const Input& tile) {
+  size_t c = 0;
+  for (; c + Vec::kLanes <= tile.channels; c += Vec::kLanes) input_block<true>(tile, c, 0);
+  if (c < tile.channels) input_block<false>(tile, c, tile.channels - c);
+}
+
+// Gives a vector that is zero where all outputs are finite and not a number where one is not.
+template <bool kWhole>
+Vec::T output_block(const Output& tile, size_t c, size_t last) {
+  const Vec::T bias = Vec::load(tile.bias + c);
+  const Vec::T zero = Vec::set1(0);
+  Vec::T t[kOutputs * kInputs];
+#pragma GCC unroll 6
+  for (size_t j = 0; j < kInputs; ++j) {
+    Vec::T m[kInputs];
+#pragma GCC unroll 6
+    for (size_t i = 0; i < kInputs; ++i) {
+      m[i] = Vec::load(tile.m + (i * kInputs + j) * tile.stride + c);
+    }
+    Vec::T column[kOutputs];
+    output_four(m, column);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kOutputs; ++i) t[i * kInputs + j] = column[i];
+  }
+  Vec::T o[kOutputs * kOutputs];
+  Vec::T check = zero;
+#pragma GCC unroll 4
+  for (size_t i = 0; i < kOutputs; ++i) {
+    Vec::T row[kOutputs];
+    output_four(t + i * kInputs, row);
+#pragma GCC unroll 4
+    for (size_t j = 0; j < kOutputs; ++j) {
+      check = Vec::fma(row[j], zero, check);
+      o[i * kOutputs + j] = Vec::add(row[j], bias);
+    }
+  }
+  const Vec::T lo = Vec::set1(tile.lo);
+  const Vec::T hi = Vec::set1(tile.hi);
+  for (size_t e = 0; e < tile.count; ++e) {
+    const size_t at = tile.entries[e].position * tile.ldy + c;
+    Vec::T value = o[tile.entries[e].slot];
+    if (tile.residual != nullptr) {
+      const float* from = tile.residual + at;
+      value = Vec::add(value, kWhole ? Vec::load(from) : Vec::load_first(from, last));
+    }
+    value = Vec::clamp(value, lo, hi);
+    if (kWhole) {
+      Vec::store(tile.y + at, value);
+    } else {
+      Vec::store_first(tile.y + at, value, last);
+    }
+  }
+  return check;
+}
+
+bool output(const Output& tile) {
+  Vec::T check = Vec::set1(0);
+  size_t c = 0;
+  for (; c + Vec::kLanes <= tile.n; c += Vec::kLanes) {
+    check = Vec::add(check, output_block<true>(tile, c, 0));
+  }
+  if (c < tile.n) check = Vec::add(check, output_block<false>(tile, c, tile.n - c));
+  float lanes[Vec::kLanes];
+  Vec::store(lanes, check);
+  bool finite = true;
+  for (const float lane : lanes) finite &= lane == 0;
+  return finite;
+}
+
+}  // namespace
+}  // namespace semisparse::winograd
+
+#define SEMISPARSE_WINOGRAD_DEFINE(isa)                                    \
+  namespace semisparse::winograd {                                         \
+  void winograd_input_##isa(const Input& tile) { input(tile); }            \
+  bool winograd_output_##isa(const Output& tile) { return output(tile); } \
+  }

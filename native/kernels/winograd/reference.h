@@ -1,0 +1,60 @@
+// The contract of winograd.h as matrix products in double precision. Never optimised.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/winograd/winograd.h"
+
+namespace semisparse::winograd {
+
+constexpr double kInputMatrix[kInputs][kInputs] = {
+    {4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
+    {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
+constexpr double kOutputMatrix[kOutputs][kInputs] = {
+    {1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 1}};
+
+// (matrix * values * matrix^T)[i][j]
+template <size_t N>
+double transformed(const double (&matrix)[N][kInputs], const double (&values)[kProducts], size_t i,
+                   size_t j) {
+  double sum = 0;
+  for (size_t k = 0; k < kProducts; ++k) {
+    sum += matrix[i][k / kInputs] * values[k] * matrix[j][k % kInputs];
+  }
+  return sum;
+}
+
+inline void reference(const Input& tile) {
+  for (size_t c = 0; c < tile.channels; ++c) {
+    double d[kProducts];
+    for (size_t k = 0; k < kProducts; ++k) d[k] = tile.pixels[k][c];
+    for (size_t k = 0; k < kProducts; ++k) {
+      tile.v[k * tile.channels + c] =
+          static_cast<float>(transformed(kInputMatrix, d, k / kInputs, k % kInputs));
+    }
+  }
+}
+
+inline bool reference(const Output& tile) {
+  bool finite = true;
+  for (size_t j = 0; j < tile.n; ++j) {
+    double m[kProducts];
+    for (size_t k = 0; k < kProducts; ++k) {
+      m[k] = tile.m[k * tile.stride + j];
+      finite &= std::isfinite(m[k]);
+    }
+    for (size_t e = 0; e < tile.count; ++e) {
+      const Entry& entry = tile.entries[e];
+      const size_t at = entry.position * tile.ldy + j;
+      const double sum =
+          transformed(kOutputMatrix, m, entry.slot / kOutputs, entry.slot % kOutputs) +
+          tile.bias[j] + (tile.residual != nullptr ? tile.residual[at] : 0.0);
+      tile.y[at] = static_cast<float>(
+          std::min(std::max(sum, static_cast<double>(tile.lo)), static_cast<double>(tile.hi)));
+    }
+  }
+  return finite;
+}
+
+}  // namespace semisparse::winograd
