@@ -54,7 +54,7 @@ def test_the_report_shows_the_masks_of_every_layer(first):
     html = Path(figures["report"]).read_text()
     assert html.count('class="mask"') == 9
     for name in ("stem.0", "layer1.0.conv1", "layer3.0.downsample.0"):
-        assert f"<figcaption>{name}</figcaption>" in html
+        assert f"<figcaption>{name}</figcaption>" in html.replace("<wbr>", "")
 
 
 def test_a_second_demo_only_writes_the_report_again(first):

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from semisparse.report import charts, table
 from semisparse.report.results import Report
@@ -22,7 +23,10 @@ def render(report: Report, path: Path) -> None:
         tradeoff=charts.tradeoff(report.rows),
         curves=charts.training_curves(report.curves),
         masks=[
-            (f"{entry.sparsity:.1f}", [(n, charts.mask_picture(m)) for n, m in entry.masks.items()])
+            (
+                f"{entry.sparsity:.1f}",
+                [(_breakable(name), charts.mask_picture(m)) for name, m in entry.masks.items()],
+            )
             for entry in report.masks
         ],
         facts=report.facts,
@@ -30,3 +34,8 @@ def render(report: Report, path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(html)
     os.replace(partial, path)
+
+
+def _breakable(name: str) -> Markup:
+    """A layer's name, which may be broken after its dots."""
+    return Markup(".<wbr>").join(name.split("."))
