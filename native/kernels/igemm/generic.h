@@ -89,11 +89,20 @@ void tile_of(const Tile& tile) {
   constexpr size_t kLanes = Vec::kLanes;
   constexpr size_t kPanel = NV * kLanes;
   Vec::T acc[M][NV];
-#pragma GCC unroll 8
-  for (size_t i = 0; i < M; ++i) {
+  if (tile.init_stride == 0) {
 #pragma GCC unroll 8
     for (size_t v = 0; v < NV; ++v) {
-      acc[i][v] = Vec::load(tile.init + i * tile.init_stride + v * kLanes);
+      const Vec::T start = Vec::load(tile.init + v * kLanes);
+#pragma GCC unroll 8
+      for (size_t i = 0; i < M; ++i) acc[i][v] = start;
+    }
+  } else {
+#pragma GCC unroll 8
+    for (size_t i = 0; i < M; ++i) {
+#pragma GCC unroll 8
+      for (size_t v = 0; v < NV; ++v) {
+        acc[i][v] = Vec::load(tile.init + i * tile.init_stride + v * kLanes);
+      }
     }
   }
 
