@@ -59,12 +59,17 @@ native: setup ## the operator library and its native tests
 
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 
+SANITIZE := $(CMAKE) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSEMISPARSE_BUILD_TESTS=ON
+
 .PHONY: sanitize
-sanitize: $(VENV)/.ready ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DSEMISPARSE_BUILD_TESTS=ON \
-		-DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1 -fno-omit-frame-pointer $(SANITIZERS)"
+sanitize: $(VENV)/.ready ## native tests under Address- and UndefinedBehavior-, threads under ThreadSanitizer
+	$(SANITIZE) -B build/sanitize \
+		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 	cmake --build build/sanitize
 	$(CTEST) --test-dir build/sanitize
+	$(SANITIZE) -B build/sanitize-threads -DCMAKE_CXX_FLAGS="-fsanitize=thread"
+	cmake --build build/sanitize-threads --target concurrency_test
+	$(CTEST) --test-dir build/sanitize-threads -R concurrency_test
 
 CROSS := aarch64-linux-gnu
 
@@ -73,9 +78,7 @@ aarch64: $(VENV)/.ready ## native tests for aarch64, cross-compiled, under qemu
 	@for tool in $(CROSS)-g++ qemu-aarch64; do command -v $$tool > /dev/null || { \
 		echo "make aarch64 needs $$tool: apt-get install g++-$(CROSS) qemu-user" >&2; exit 1; }; done
 	$(CMAKE) -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DSEMISPARSE_BUILD_TESTS=ON \
-		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
-		-DCMAKE_CXX_COMPILER=$(CROSS)-g++ \
-		-DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/$(CROSS)"
+		-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/cmake/$(CROSS).cmake
 	cmake --build build/aarch64
 	$(CTEST) --test-dir build/aarch64
 
