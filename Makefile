@@ -57,14 +57,14 @@ lint: setup ## ruff, mypy --strict, clang-format
 native: setup ## the operator library and its native tests
 	$(CTEST) --test-dir build
 
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
-
-SANITIZE := $(CMAKE) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSEMISPARSE_BUILD_TESTS=ON
+# -O1 takes half the time of -O2 to build: 69 against 136 s of processor time.
+SANITIZE := $(CMAKE) -DCMAKE_BUILD_TYPE=Debug -DSEMISPARSE_BUILD_TESTS=ON \
+	-DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1 -fno-omit-frame-pointer"
 
 .PHONY: sanitize
 sanitize: $(VENV)/.ready ## native tests under Address- and UndefinedBehavior-, threads under ThreadSanitizer
 	$(SANITIZE) -B build/sanitize \
-		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 	cmake --build build/sanitize
 	$(CTEST) --test-dir build/sanitize
 	$(SANITIZE) -B build/sanitize-threads -DCMAKE_CXX_FLAGS="-fsanitize=thread"
