@@ -82,10 +82,15 @@ def seeded():
 
 X = torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(1))
 
+PADDING_MODES = {"a": "reflect", "b": "replicate", "c": "circular"}
+
 # (forward, layers, operators that must be in the file; "Transpose" counts are exact)
 KINDS = {
-    "plain": (lambda m, x: m.a(x), {"a": conv()}, {"ConvFillNearest": 1, "Transpose": 2}),
-    "no bias": (lambda m, x: m.a(x), {"a": conv(bias=False)}, {"ConvFillNearest": 1}),
+    "plain": (
+        lambda m, x: m.b(m.a(x)),
+        {"a": conv(), "b": conv(bias=False)},
+        {"ConvFillNearest": 2, "Transpose": 2},
+    ),
     "batch norm": (
         lambda m, x: m.n(m.a(x)).relu(),
         {"a": conv(bias=False), "n": norm()},
@@ -111,12 +116,11 @@ KINDS = {
         {"a": conv(), "n": norm(), "k": norm()},
         {"ConvFillNearest": 2, "BatchNormalization": 0},
     ),
-    "grouped": (lambda m, x: m.a(x), {"a": conv(groups=2)}, {"ConvFillNearest": 1}),
-    "depthwise": (lambda m, x: m.a(x), {"a": conv(4, 8, groups=4)}, {"ConvFillNearest": 1}),
-    "strided and dilated": (
-        lambda m, x: m.a(x),
-        {"a": conv(stride=(2, 1), dilation=(1, 2), padding=(1, 2))},
-        {"ConvFillNearest": 1},
+    "grouped, depthwise, strided, dilated": (
+        lambda m, x: m.c(m.b(m.a(x))),
+        {"a": conv(groups=2), "b": conv(4, 8, groups=4)}
+        | {"c": conv(8, 4, stride=(2, 1), dilation=(1, 2), padding=(1, 2))},
+        {"ConvFillNearest": 3, "Transpose": 2},
     ),
     "same, even kernel": (
         lambda m, x: m.a(x),
@@ -258,14 +262,11 @@ KINDS = {
         {"a": conv(1, 4), "b": conv(4, 1)},
         {"Transpose": 0},
     ),
-    **{
-        f"padding mode {mode}": (
-            lambda m, x: m.b(m.a(x)),
-            {"a": conv(padding_mode=mode), "b": conv(padding_mode=mode)},
-            {"ConvFillNearest": 2, "Pad": 2, "Transpose": 2},
-        )
-        for mode in ("reflect", "replicate", "circular")
-    },
+    "padding modes": (
+        lambda m, x: m.c(m.b(m.a(x))),
+        {name: conv(padding_mode=mode) for name, mode in PADDING_MODES.items()},
+        {"ConvFillNearest": 3, "Pad": 3, "Transpose": 2},
+    ),
 }
 
 
@@ -282,44 +283,55 @@ def test_file_computes_what_torch_does(kind, tmp_path):
     assert any(layer.sparsity > 0 for layer in report.layers)
 
 
+ACTIVATIONS = {
+    "Relu": nn.ReLU(),
+    "Clip": nn.ReLU6(),
+    "LeakyRelu": nn.LeakyReLU(0.2),
+    "Silu": nn.SiLU(),
+    "HardSwish": nn.Hardswish(),
+    "Sigmoid": nn.Sigmoid(),
+}
+
+
 @pytest.mark.parametrize("fill", ["bias", "nearest"])
-@pytest.mark.parametrize(
-    ("name", "activation"),
-    {
-        "Relu": nn.ReLU(),
-        "Clip": nn.ReLU6(),
-        "LeakyRelu": nn.LeakyReLU(0.2),
-        "Silu": nn.SiLU(),
-        "HardSwish": nn.Hardswish(),
-        "Sigmoid": nn.Sigmoid(),
-    }.items(),
-)
-def test_activations_are_fused(name, activation, fill, tmp_path):
+def test_activations_are_fused(fill, tmp_path):
     def forward(m, x):
-        y = m.act(m.a(x))
-        return m.act(y + m.n(m.b(y)))
+        for name, activation in ACTIVATIONS.items():
+            x = activation(m.get_submodule(f"{name}1")(x))
+            x = activation(x + m.get_submodule(f"{name}2")(x))
+        return x
 
-    model = masked(Net(forward, a=conv(), b=conv(), n=norm(), act=activation), X, fill=fill)
+    layers = {f"{name}{i}": conv() for name in ACTIVATIONS for i in (1, 2)}
+    model = masked(Net(forward, **layers), X, fill=fill)
     report = export(model, X, path=tmp_path / "m.onnx")
-    fused = ops.ConvOp(fill, activation=name), ops.ConvOp(fill, residual=True, activation=name)
-    assert operators(report.path) == {fused[0].name: 1, fused[1].name: 1, "Transpose": 2}
+    found = {layer.name: layer.op for layer in report.layers}
+    for name in ACTIVATIONS:
+        assert found[f"{name}1"] == ops.ConvOp(fill, activation=name).name
+        assert found[f"{name}2"] == ops.ConvOp(fill, residual=True, activation=name).name
+    assert sum(operators(report.path).values()) == len(layers) + 2
 
 
-@pytest.mark.parametrize(
-    "spelled",
-    [
-        lambda y: y * torch.sigmoid(y),
-        lambda y: y * F.hardsigmoid(y),
-        lambda y: y * F.relu6(y + 3) / 6,
-        lambda y: torch.clamp(y, 0, 6),
-        lambda y: torch.clamp(y, min=-0.5),
-        lambda y: y.clamp(max=0.5),
-    ],
-)
-def test_spelled_out_activations_are_fused(spelled, tmp_path):
-    model = masked(Net(lambda m, x: spelled(m.a(x)), a=conv()), X)
+SPELLED_OUT = {
+    "Silu": [lambda y: y * torch.sigmoid(y), lambda y: torch.sigmoid(y) * y],
+    "HardSwish": [lambda y: y * F.hardsigmoid(y), lambda y: y * F.relu6(y + 3) / 6],
+    "Clip": [lambda y: y.clamp(0, 6), lambda y: y.clamp(min=-0.5), lambda y: y.clamp(max=0.5)],
+}
+
+
+def test_spelled_out_activations_are_fused(tmp_path):
+    activations = [spelled for kind in SPELLED_OUT.values() for spelled in kind]
+
+    def forward(m, x):
+        for layer, activation in zip(m.children(), activations, strict=True):
+            x = activation(layer(x))
+        return x
+
+    model = masked(Net(forward, **{f"c{i}": conv() for i in range(len(activations))}), X)
     report = export(model, X, path=tmp_path / "m.onnx")
-    assert sum(operators(report.path).values()) == 3
+    found = operators(report.path)
+    for name, kind in SPELLED_OUT.items():
+        assert found[ops.ConvOp("nearest", activation=name).name] == len(kind)
+    assert sum(found.values()) == len(activations) + 2
 
 
 def test_session_takes_and_gives_nchw_at_any_batch_size(tmp_path):

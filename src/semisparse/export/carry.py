@@ -6,7 +6,7 @@ node's outputs and returns True, or returns False where the node has to stay in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,14 +57,17 @@ def _max_pool(twins: Twins, node: ir.Node) -> bool:
     if len(node.outputs) > 1 or not _is_float_plane(node.inputs[0]):
         return False
     dilations = node.attributes.get_ints("dilations", [1, 1])
-    return twins.operator(node, "MaxPool", {**_window(node), "dilations": dilations})
+    window = _as_floor(node, _window(node), dilations)
+    return twins.operator(node, "MaxPool", {**window, "dilations": dilations})
 
 
 def _average_pool(twins: Twins, node: ir.Node) -> bool:
     if not _is_float_plane(node.inputs[0]):
         return False
     counted = node.attributes.get_int("count_include_pad", 0)
-    return twins.operator(node, "AveragePool", {**_window(node), "count_include_pad": counted})
+    # An average that counts padding does not count what ceil_mode adds.
+    window = _window(node) if counted else _as_floor(node, _window(node), [1, 1])
+    return twins.operator(node, "AveragePool", {**window, "count_include_pad": counted})
 
 
 def _global_average_pool(twins: Twins, node: ir.Node) -> bool:
@@ -78,6 +81,17 @@ def _window(node: ir.Node) -> dict[str, Any]:
         "pads": node.attributes.get_ints("pads", [0, 0, 0, 0]),
         "ceil_mode": node.attributes.get_int("ceil_mode", 0),
     }
+
+
+def _as_floor(node: ir.Node, window: dict[str, Any], dilations: Sequence[int]) -> dict[str, Any]:
+    """Padding behind the plane instead of `ceil_mode`, which ONNX Runtime 1.17 computes wrongly."""
+    pads = list(window["pads"])
+    sizes = zip(_plane(node.inputs[0]), _plane(node.outputs[0]), strict=True)
+    for axis, (size, out) in enumerate(sizes):
+        reach = (window["kernel_shape"][axis] - 1) * dilations[axis] + 1
+        needed = (out - 1) * window["strides"][axis] + reach - size - pads[axis]
+        pads[axis + 2] = max(pads[axis + 2], needed)
+    return {**window, "pads": pads, "ceil_mode": 0}
 
 
 def _reduce(twins: Twins, node: ir.Node) -> bool:
@@ -213,6 +227,13 @@ def _is_float_plane(value: ir.Value | None) -> bool:
         and value.shape.rank() == 4
         and value.dtype == ir.DataType.FLOAT
     )
+
+
+def _plane(value: ir.Value | None) -> list[int]:
+    """Height and width, which the example input fixes."""
+    assert value is not None
+    assert value.shape is not None
+    return [size for size in value.shape[2:] if isinstance(size, int)]
 
 
 def _ints(value: ir.Value | None) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from semisparse.export.layout import to_nhwc, transposes
 from semisparse.export.mask import layer_of, put_masks
 from semisparse.export.metadata import metadata
 from semisparse.export.verify import verify as verify_file
+from semisparse.files import writing
 from semisparse.layers import MaskedConv2d
 from semisparse.masks import sparsity_of
 
@@ -184,19 +184,10 @@ def _check_target(path: Path) -> None:
 
 
 def _write(path: Path, file: bytes) -> None:
-    """Put the file in place whole or not at all."""
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as out:
-            temporary = out.name
-            out.write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        with writing(path) as draft:
+            draft.write_bytes(file)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise ExportError(f"{path} cannot be written ({error}); choose another place.") from error
 
 

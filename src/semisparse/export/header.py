@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from semisparse.errors import ExportError, ModelError
+from semisparse.files import writing
 from semisparse.layers import masked_layers
 
 
@@ -45,10 +45,8 @@ def export_header(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise ModelError("the model has no masked layer; attach a Sparsifier before exporting.")
     text = _header(_guard(target.name), {name: layer.mask for name, layer in layers.items()})
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            partial = Path(folder, target.name)
-            partial.write_text(text, encoding="ascii", newline="\n")
-            os.replace(partial, target)
+        with writing(target) as draft:
+            draft.write_text(text, encoding="ascii", newline="\n")
     except OSError as error:
         raise ExportError(
             f"cannot write {target}: {error.strerror}; choose a path in a writable folder."

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from semisparse import ops
 from semisparse.check import TOLERANCE, relative_error
-from semisparse.errors import ExportError
+from semisparse.errors import ExportError, FileFormatError
 from semisparse.runtime import InferenceSession
 
 _Arrays = list[NDArray[Any]]
@@ -39,14 +39,19 @@ def verify(
         The worst norm-relative error of the `portable` bodies and of the `library`.
 
     Raises:
-        ExportError: an error is over 1e-5.
+        ExportError: an error is over 1e-5, or ONNX Runtime does not load the file.
         LibraryError: the operator library is missing.
     """
     exact = copy.deepcopy(model).double()
-    sessions = {
-        "portable": InferenceSession(file, library=False),
-        "library": InferenceSession(file),
-    }
+    try:
+        sessions = {
+            "portable": InferenceSession(file, library=False),
+            "library": InferenceSession(file),
+        }
+    except FileFormatError as refusal:
+        raise ExportError(
+            f"{path} is not written, because it would not load: {refusal}"
+        ) from refusal
     errors = dict.fromkeys(sessions, 0.0)
     for batch in (inputs, _random_like(inputs, larger=dynamic)):
         expected = _outputs(exact(*_to_double(batch)))
