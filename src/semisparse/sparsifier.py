@@ -42,9 +42,9 @@ class Sparsifier:
 
     The model runs once on the example input, in eval mode and without gradients, to learn the
     sizes of its planes; its parameters, buffers, training flags and the random state stay as they
-    were. Layers that this run does not call stay dense, and so does a layer too small for
-    any block of its plane to be masked at its sparsity. While attached, the model carries its configuration as the attribute
-    ``semisparse_config``.
+    were. Layers that this run does not call stay dense, and so does a layer too small for any
+    block of its plane to be masked at its sparsity. While attached, the model carries its
+    configuration as the attribute ``semisparse_config``.
 
     Under ``torch.distributed`` every rank draws the same masks, because they depend on nothing but
     the seed, and picks the same ones, because losses are averaged over the ranks; so every rank
@@ -98,8 +98,8 @@ class Sparsifier:
         if not self._rules:
             raise ModelError(
                 f"none of the model's {len(convolutions)} convolutions is masked: all are skipped, "
-                "not called on the example input, or too small for their sparsity and block; change skip, "
-                "per_layer, sparsity or block."
+                "not called on the example input, or too small for their sparsity and block; "
+                "change skip, per_layer, sparsity or block."
             )
         with contextlib.ExitStack() as undo:
             for name, rule in self._rules.items():
