@@ -15,8 +15,11 @@ PACKAGE = ROOT / "src" / "semisparse"
 
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
-    "errors, config, masks schedules rules selection, layers, sparsifier, ops, export, training",
-    "errors, runtime, native feeds, check doctor, bench, report",
+    (
+        "errors, files config, masks schedules rules selection, layers, sparsifier, ops, export, "
+        "training"
+    ),
+    "errors, files, runtime, native feeds, check doctor, bench, report",
 ]
 # Single files with one more door, and why.
 DOORS = {

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import semisparse
-from semisparse.bench.files import writing
 from semisparse.bench.work import DOMAIN, Work, inlined, name_layers, read, work_of
 from semisparse.errors import ConfigError, FileFormatError, MissingExtraError, ModelError
+from semisparse.files import writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -216,6 +216,7 @@ def _from_name(
     model = module()
     dense = folder / "dense.onnx"
     if not dense.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         with writing(dense) as draft:
             export_dense(draft)
     variants = tuple(
@@ -247,6 +248,7 @@ def _from_file(path: Path, cache: Path, progress: Callable[[str], object]) -> Mo
     dense = folder / "portable.onnx"
     if not dense.exists():
         progress(f"writing {path} in standard operators")
+        folder.mkdir(parents=True, exist_ok=True)
         with writing(dense) as draft:
             draft.write_bytes(inlined(proto).SerializeToString())
     (x,) = random_feeds(session, _SEED).values()

@@ -110,7 +110,7 @@ def bench(
     from rich.console import Console
 
     from semisparse.bench import harness, tables
-    from semisparse.bench.files import check_writable, writing
+    from semisparse.files import check_writable, writing
 
     given: dict[str, Any] = {
         "sparsities": _numbers("sparsity", sparsity, float),

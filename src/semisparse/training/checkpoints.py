@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from semisparse.errors import ConfigError
+from semisparse.files import writing
 from semisparse.training.callback import SparsityCallback
 
 
@@ -26,11 +27,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        partial = Path(f"{path}.partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path) as draft:
+            super().save_checkpoint(checkpoint, draft, storage_options)
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
 
     @override
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:

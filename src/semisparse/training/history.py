@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
+
+from semisparse.files import writing
 
 COLUMNS = ("epoch", "step", "train_loss", "val_loss", "val_accuracy", "sparsity")
 
@@ -41,12 +42,10 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
     def _write(self) -> None:
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        with partial.open("w", newline="") as file:
+        with writing(self.path) as draft, draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, self.path)
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from torch import nn
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ModelError
 from semisparse.export import export_header, export_onnx
+from semisparse.files import writing
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import models, settings
 from semisparse.training.callback import SparsityCallback
@@ -237,15 +237,13 @@ def _save(path: Path, model: nn.Module, data: ImageData, sparsifier: Sparsifier 
         "example_input": data.example_input,
         "sparsifier": sparsifier.state_dict() if sparsifier else None,
     }
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(saved, partial)
-    os.replace(partial, path)
+    with writing(path) as draft:
+        torch.save(saved, draft)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, path)
+    with writing(path) as draft:
+        draft.write_text(json.dumps(values, indent=2) + "\n")
 
 
 @contextmanager

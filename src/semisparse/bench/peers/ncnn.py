@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from semisparse.bench.files import writing
 from semisparse.bench.models import Model
 from semisparse.bench.peers.peer import Floats, Peer
 from semisparse.errors import ExportError
+from semisparse.files import writing
 
 _REDUCED_PRECISION = (
     "use_bf16_packed",

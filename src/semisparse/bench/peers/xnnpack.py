@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
-from semisparse.bench.files import writing
 from semisparse.bench.models import Model
 from semisparse.bench.peers.peer import Floats, Peer
+from semisparse.files import writing
 
 
 def _load(model: Model, threads: int) -> Callable[[], Floats]:

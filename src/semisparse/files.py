@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; takes its place when the block succeeds.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder does not exist or cannot be written, or `path` is a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder, path.name)
         yield draft
