@@ -557,14 +557,14 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
   const auto infinity = std::numeric_limits<float>::infinity();
   uint32_t parked_rows[kStrip];
   std::iota(parked_rows, parked_rows + kStrip, 0u);
-  for (size_t from = begin; from < end; from += kStrip) {
-    dwconv::Strip strip;
-    strip.m = std::min(kStrip, end - from);
-    rows.fill(from, strip.m, Rows::Order::kByRow);
+  dwconv::Strip strip;
+  for (size_t from = begin; from < end; from += strip.m) {
+    strip.m = rows.fill_alike(from, std::min(kStrip, end - from), Rows::Order::kByRow);
     strip.taps = work.taps();
     strip.channels = out_channels();
     strip.rows = rows.pointers();
     strip.offsets = rows.offsets();
+    strip.columns = static_cast<size_t>(desc_.kernel[1]);
     strip.weights = weights_.get();
     strip.ldw = dw_stride_;
     strip.bias = bias_.get();

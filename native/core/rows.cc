@@ -35,8 +35,17 @@ void Rows::fill_pointwise(size_t first, size_t m) {
   offsets_ = g.offsets.data();
 }
 
-void Rows::fill(size_t first, size_t m, Order order) {
-  if (pointwise_) return fill_pointwise(first, m);
+void Rows::fill(size_t first, size_t m, Order order) { fill_places(first, m, order, false); }
+
+size_t Rows::fill_alike(size_t first, size_t most, Order order) {
+  return fill_places(first, most, order, true);
+}
+
+size_t Rows::fill_places(size_t first, size_t most, Order order, bool alike) {
+  if (pointwise_) {
+    fill_pointwise(first, most);
+    return most;
+  }
   const Geometry& g = geometry_;
   const Positions* positions = g.positions;
   const auto plane = static_cast<size_t>(g.out_height * g.out_width);
@@ -47,7 +56,8 @@ void Rows::fill(size_t first, size_t m, Order order) {
   auto y = static_cast<int64_t>(index) / g.out_width;
   auto x = static_cast<int64_t>(index) % g.out_width;
   bool inside = true;
-  for (size_t i = 0; i < m; ++i) {
+  size_t m = 0;
+  for (; m < most; ++m) {
     size_t position = index;
     if (positions != nullptr) {
       const Positions::Place& place = positions->kept[index];
@@ -55,13 +65,14 @@ void Rows::fill(size_t first, size_t m, Order order) {
       y = place.y;
       x = place.x;
     }
-    dests_[i] = static_cast<uint32_t>(image * plane + position);
-
     const int64_t y0 = y * g.stride_y - g.pad_top;
     const int64_t x0 = x * g.stride_x - g.pad_left;
-    inside &= y0 >= 0 && x0 >= 0 && y0 < last_y && x0 < last_x;
-    corners_[i] = {y0, x0};
-    origins_[i] =
+    const bool whole = y0 >= 0 && x0 >= 0 && y0 < last_y && x0 < last_x;
+    if (alike && m > 0 && whole != inside) break;
+    inside &= whole;
+    dests_[m] = static_cast<uint32_t>(image * plane + position);
+    corners_[m] = {y0, x0};
+    origins_[m] =
         g.x + ((static_cast<int64_t>(image) * g.height + y0) * g.width + x0) * g.in_channels;
 
     ++x;
@@ -82,6 +93,7 @@ void Rows::fill(size_t first, size_t m, Order order) {
     spread(m, order);
     offsets_ = nullptr;
   }
+  return m;
 }
 
 void Rows::spread(size_t m, Order order) {

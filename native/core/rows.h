@@ -53,6 +53,10 @@ class Rows {
   // Rows [first, first + m).
   void fill(size_t first, size_t m, Order order);
 
+  // As many rows from `first` on, at most `most`, as are alike in whether all their taps lie inside
+  // the plane. Returns how many.
+  size_t fill_alike(size_t first, size_t most, Order order);
+
   // One pointer per row, and every tap lies offsets() from it; or, where a tap of some row lies
   // outside the plane, offsets() is null and there is a pointer for every row and tap.
   const float* const* pointers() { return pointers_.data(); }
@@ -60,6 +64,7 @@ class Rows {
   const uint32_t* dests() { return dests_.data(); }  // [m], output positions
 
  private:
+  size_t fill_places(size_t first, size_t most, Order order, bool alike);
   void fill_pointwise(size_t first, size_t m);
   void spread(size_t m, Order order);
 

@@ -19,7 +19,9 @@ struct Strip {
   size_t channels;                // >= 1
   const float* const* rows;       // [m][taps], or [m] where every tap lies at the same offset
   const std::ptrdiff_t* offsets;  // [taps], added to rows[i]; null: rows has a pointer per tap
-  const float* weights;           // [taps][ldw], readable up to whole vectors
+  size_t columns;  // of the filter: offsets[t] = t / columns * offsets[columns] + t % columns *
+                   // offsets[1]
+  const float* weights;  // [taps][ldw], readable up to whole vectors
   size_t ldw;
   const float* bias;      // [channels], readable up to whole vectors
   const uint32_t* dests;  // [m]: output positions

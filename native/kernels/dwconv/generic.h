@@ -72,22 +72,63 @@ void block(const Strip& s, size_t c, size_t last) {
   }
 }
 
-template <size_t kTaps>
-void all_channels(const Strip& s) {
+// The same for a 3x3 filter all of whose taps are inside the plane: three row addresses and one
+// step reach the nine taps, where an offset each takes as many loads as the inputs themselves.
+template <size_t NV>
+void block_3x3(const Strip& s, size_t c, size_t last) {
+  constexpr size_t kLanes = Vec::kLanes;
+  const Vec::T lo = Vec::set1(s.lo);
+  const Vec::T hi = Vec::set1(s.hi);
+  const std::ptrdiff_t column = s.offsets[1];
+  const std::ptrdiff_t row = s.offsets[3];
+  Vec::T bias[NV];
+  Vec::T w[9][NV];
+#pragma GCC unroll 4
+  for (size_t v = 0; v < NV; ++v) {
+    bias[v] = Vec::load(s.bias + c + v * kLanes);
+#pragma GCC unroll 16
+    for (size_t t = 0; t < 9; ++t) w[t][v] = Vec::load(s.weights + t * s.ldw + c + v * kLanes);
+  }
+  for (size_t i = 0; i < s.m; ++i) {
+    const float* x = s.rows[i] + c;
+    Vec::T acc[NV];
+#pragma GCC unroll 4
+    for (size_t v = 0; v < NV; ++v) acc[v] = bias[v];
+#pragma GCC unroll 3
+    for (size_t ky = 0; ky < 3; ++ky, x += row) {
+#pragma GCC unroll 3
+      for (std::ptrdiff_t kx = 0; kx < 3; ++kx) {
+#pragma GCC unroll 4
+        for (size_t v = 0; v < NV; ++v) {
+          const bool whole = last == kLanes || v + 1 < NV;
+          const float* at = x + kx * column + v * kLanes;
+          const Vec::T value = whole ? Vec::load(at) : Vec::load_first(at, last);
+          acc[v] = Vec::fma(value, w[3 * ky + static_cast<size_t>(kx)][v], acc[v]);
+        }
+      }
+    }
+    finish<NV>(s, acc, s.dests[i] * s.ldy + c, last, lo, hi);
+  }
+}
+
+template <typename Block2, typename Block1>
+inline void all_channels(const Strip& s, const Block2& two, const Block1& one) {
   constexpr size_t kLanes = Vec::kLanes;
   size_t c = 0;
-  for (; c + 2 * kLanes <= s.channels; c += 2 * kLanes) block<2, kTaps>(s, c, kLanes);
-  for (; c + kLanes <= s.channels; c += kLanes) block<1, kTaps>(s, c, kLanes);
-  if (c < s.channels) block<1, kTaps>(s, c, s.channels - c);
+  for (; c + 2 * kLanes <= s.channels; c += 2 * kLanes) two(s, c, kLanes);
+  for (; c + kLanes <= s.channels; c += kLanes) one(s, c, kLanes);
+  if (c < s.channels) one(s, c, s.channels - c);
 }
 
 void run(const Strip& s) {
-  if (s.taps == 9) {
-    all_channels<9>(s);
+  if (s.taps == 9 && s.columns == 3 && s.offsets != nullptr) {
+    all_channels(s, block_3x3<2>, block_3x3<1>);
+  } else if (s.taps == 9) {
+    all_channels(s, block<2, 9>, block<1, 9>);
   } else if (s.taps == 1) {
-    all_channels<1>(s);
+    all_channels(s, block<2, 1>, block<1, 1>);
   } else {
-    all_channels<0>(s);
+    all_channels(s, block<2, 0>, block<1, 0>);
   }
 }
 
