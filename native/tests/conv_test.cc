@@ -34,5 +34,5 @@ void check_conv(uint64_t seed, ThreadPool& pool, const std::vector<std::string>&
 int main() {
   ThreadPool pool(3);
   const std::vector<std::string> isas = usable_isas();
-  for (size_t i = 0; i < rounds(1500); ++i) check_conv(i, pool, isas);
+  for (size_t i = 0; i < rounds(1000); ++i) check_conv(i, pool, isas);
 }

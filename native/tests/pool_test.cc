@@ -127,5 +127,5 @@ void check_pool(uint64_t seed, ThreadPool& pool, const std::vector<std::string>&
 int main() {
   ThreadPool pool(3);
   const std::vector<std::string> isas = usable_isas();
-  for (size_t i = 0; i < rounds(2000); ++i) check_pool(i, pool, isas);
+  for (size_t i = 0; i < rounds(800); ++i) check_pool(i, pool, isas);
 }

@@ -13,10 +13,9 @@
 // Then, if `park` is given, the accumulators are stored there as they are, [m][nr], for a later
 // call to go on from (`init`) or for somebody else to finish. Otherwise
 //
-//     y[dests[i] * ldy + j] = min(max(acc[i][j] + residual[dests[i] * ldy + j], lo), hi)   for j <
-//     n
+//     y[d * ldy + j] = min(max(acc[i][j] + residual[d * ldy + j], lo), hi)
 //
-// NaN comes through the clamp.
+// for d = dests[i] and j < n. NaN comes through the clamp.
 #pragma once
 
 #include <cstddef>
