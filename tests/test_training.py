@@ -217,6 +217,15 @@ def test_a_model_or_data_that_does_not_fit_is_refused_before_training(
         run.train(TrainSettings(**{**QUICK, **changed}), tmp_path / "run", progress=Fuse(1))
 
 
+def test_a_run_that_failed_before_it_learned_anything_may_be_started_over(tmp_path):
+    wrong = TrainSettings(**QUICK, sparsity=SparsityConfig(0.3, skip=["head.*"]))
+    with pytest.raises(ConfigError, match=r"head\.\*"):
+        run.train(wrong, tmp_path / "run", progress=Progress(disable=True))
+    with pytest.raises(PowerCutError):
+        run.train(SPARSE, tmp_path / "run", progress=Fuse(1))
+    assert settings.read(tmp_path / "run") == SPARSE
+
+
 def command(*arguments: str):
     return CliRunner().invoke(app, ["train", *arguments])
 

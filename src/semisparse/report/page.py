@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+from semisparse.files import writing
 from semisparse.report import charts, table
 from semisparse.report.results import Report
 
 
 def render(report: Report, path: Path) -> None:
     """Write the report to `path`, whole or not at all."""
-    source = resources.files(__package__).joinpath("page.html.j2").read_text()
+    source = resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     html = environment.from_string(source).render(
         columns=table.COLUMNS,
@@ -31,9 +31,8 @@ def render(report: Report, path: Path) -> None:
         ],
         facts=report.facts,
     )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(html)
-    os.replace(partial, path)
+    with writing(path) as draft:
+        draft.write_text(html, encoding="utf-8")
 
 
 def _breakable(name: str) -> Markup:

@@ -109,7 +109,11 @@ def load_run(out: Path) -> tuple[nn.Module, torch.Tensor, SparsityConfig | None]
 
 def _open(options: TrainSettings, out: Path, resume: bool) -> RunResult | None:
     if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # A run that failed before its first checkpoint, say over a mistyped rule, is no loss.
+        replaceable = {"config.json", "tensorboard"}
+        if out.exists() and (
+            not out.is_dir() or any(entry.name not in replaceable for entry in out.iterdir())
+        ):
             raise ConfigError(
                 f"{out} exists already; go on with --resume {out}, or give another folder."
             )
