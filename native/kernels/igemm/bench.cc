@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/isa.h"
 #include "core/measure.h"
 #include "kernels/igemm/igemm.h"
@@ -35,7 +36,8 @@ constexpr size_t kChannels = 64;
 
 void bench(const Listed& kernel) {
   const std::vector<float> input(kernel.mr * kTaps * kChannels, 0.5f);
-  const std::vector<float> weights(kTaps * kChannels * kernel.nr, 0.25f);
+  const Buffer weights = make_buffer(kTaps * kChannels * kernel.nr);  // aligned, as a layer's are
+  std::fill_n(weights.get(), kTaps * kChannels * kernel.nr, 0.25f);
   const std::vector<float> init(kernel.nr, 0.0f);
   std::vector<float> y(kernel.mr * kernel.nr);
   std::vector<const float*> rows;
@@ -47,7 +49,7 @@ void bench(const Listed& kernel) {
   tile.taps = kTaps;
   tile.channels = kChannels;
   tile.rows = rows.data();
-  tile.weights = weights.data();
+  tile.weights = weights.get();
   tile.init = init.data();
   tile.dests = dests.data();
   tile.y = y.data();
