@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from semisparse.errors import FileFormatError
 from semisparse.feeds import Feeds, random_feeds
-from semisparse.runtime import InferenceSession
+from semisparse.runtime import ORT_ERRORS, InferenceSession
 
 FORMAT = "1"
 TOLERANCE = 1e-5
@@ -126,8 +126,7 @@ def _sparsity(path: Path, entries: Mapping[str, str]) -> dict[str, float]:
 def _run(path: Path, session: InferenceSession, feeds: Feeds) -> list[NDArray[Any]]:
     try:
         return [np.asarray(output) for output in session.run(None, feeds)]
-    # ONNX Runtime's binding gives its errors no common base.
-    except Exception as error:
+    except ORT_ERRORS as error:
         raise FileFormatError(
             f"{path} loads but does not run ({error}); export the model again."
         ) from error

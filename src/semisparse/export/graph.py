@@ -26,6 +26,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 # No rule that merges equal tensors or nodes: layers of equal weights may have different masks.
 _RULES = (
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
     rules.no_op_cast_rule,
     rules.no_op_expand_rule,
     rules.no_op_transpose_rule,
