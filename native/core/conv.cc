@@ -88,16 +88,6 @@ void check_finite(const char* what, const float* values, size_t n) {
 
 }  // namespace
 
-std::unique_ptr<ScratchSlot::Piece> ScratchSlot::take(size_t floats) {
-  std::unique_ptr<Piece> piece(kept_.exchange(nullptr));
-  if (piece == nullptr || piece->floats < floats) {
-    piece = std::make_unique<Piece>();
-    piece->data = make_buffer(floats);
-    piece->floats = floats;
-  }
-  return piece;
-}
-
 // One run, and its division into tasks.
 struct Conv::Work {
   Geometry geometry;
@@ -160,8 +150,11 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   const bool depthwise = desc.group == desc.in_channels && desc.group == desc.out_channels;
   if (depthwise) {
     pack_depthwise(weights, isa.isa);
+    kernel_name_ = dwconv_->name;
   } else {
     pack_panels(weights, isa.isa);
+    kernel_name_ = panels_.front().kernel->name;
+    prepare_winograd(isa.isa);
   }
 
   if (positions_ && !positions_->blank.empty()) {
@@ -232,8 +225,18 @@ void Conv::pack_depthwise(const float* weights, Isa isa) {
   }
 }
 
-const char* Conv::kernel_name() const {
-  return dwconv_ != nullptr ? dwconv_->name : panels_.front().kernel->name;
+void Conv::prepare_winograd(Isa isa) {
+  if (!Winograd::suits(desc_)) return;
+  std::vector<Winograd::Panel> panels;
+  for (const Panel& panel : panels_) {
+    panels.push_back({panel.kernel, panel.first, panel.count, weights_.get() + panel.weights});
+  }
+  winograd_.emplace(desc_, std::move(panels), positions_ ? &*positions_ : nullptr, isa);
+  if (positions_ && !winograd_->pays(1, positions_->height, positions_->width)) {
+    winograd_.reset();
+  } else {
+    kernel_name_ = std::string(winograd_kernel(isa).name) + " + " + kernel_name_;
+  }
 }
 
 Conv::Plane Conv::output_plane(int64_t height, int64_t width) const {
@@ -316,6 +319,10 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   work.channels =
       static_cast<size_t>(desc_.in_channels / desc_.group * (along_rows ? desc_.kernel[1] : 1));
 
+  if (winograd_ && winograd_->pays(work.images, out.height, out.width)) {
+    run_winograd(work, parallel);
+    return;
+  }
   divide(work);
   if (dwconv_ != nullptr) {
     parallel(work.tasks, [&](size_t task) { dwconv_task(work, task); });
@@ -350,6 +357,56 @@ void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t widt
       std::fill_n(to + left + row_floats, right, 0.0f);
     }
   });
+}
+
+void Conv::run_winograd(const Work& work, const Parallel& parallel) const {
+  const Winograd::Run run{work.geometry, work.images, bias_.get(), work.residual, work.y, lo_, hi_};
+  winograd_->run(run, parallel, [&](const Winograd::Done& done) { finish_winograd(work, done); });
+  const size_t blanks = positions_ ? work.images * positions_->blank.size() : 0;
+  const size_t tasks = std::min(blanks, kTasksWanted);
+  parallel(tasks, [&](size_t task) {
+    blank_rows(work, blanks * task / tasks, blanks * (task + 1) / tasks, 0, out_channels());
+  });
+}
+
+void Conv::finish_winograd(const Work& work, const Winograd::Done& done) const {
+  if (!done.finite) {
+    recompute(work, done);
+  } else if (activate_ != nullptr) {
+    const Geometry& g = work.geometry;
+    const Panel& panel = panels_[done.panel];
+    const size_t first = done.image * static_cast<size_t>(g.out_height * g.out_width);
+    for (size_t i = 0; i < done.count; ++i) {
+      const size_t position = first + done.entries[i].position;
+      activate(work.y + position * out_channels() + panel.first, panel.count);
+    }
+  }
+}
+
+// Winograd's transforms spread what is infinite or not a number over a whole tile, so such a tile
+// is computed directly instead.
+void Conv::recompute(const Work& work, const Winograd::Done& done) const {
+  const Geometry& g = work.geometry;
+  const auto height = static_cast<size_t>(g.out_height);
+  const auto width = static_cast<size_t>(g.out_width);
+  const Panel& panel = panels_[done.panel];
+  // The computed positions before `position` of the plane.
+  const auto rows_before = [&](size_t position) {
+    if (!positions_) return position;
+    const auto& kept = positions_->kept;
+    const auto at =
+        std::lower_bound(kept.begin(), kept.end(), position,
+                         [](const Positions::Place& p, size_t q) { return p.position < q; });
+    return static_cast<size_t>(at - kept.begin());
+  };
+  const size_t image = done.image * g.rows_per_image;
+  for (size_t y = done.y; y < std::min(height, done.y + winograd::kOutputs); ++y) {
+    const size_t last = std::min(width, done.x + winograd::kOutputs);
+    const size_t begin = image + rows_before(y * width + done.x);
+    const size_t end = image + rows_before(y * width + last);
+    igemm_tiles(work, begin, end, done.panel, done.panel + 1);
+    copy_rows(work, begin, end, panel.first, panel.count);
+  }
 }
 
 void Conv::divide(Work& work) const {

@@ -1,41 +1,22 @@
 // A convolution, packed once and run many times.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/buffer.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/rows.h"
+#include "core/scratch.h"
 #include "core/select.h"
 #include "core/source_map.h"
+#include "core/winograd.h"
 #include "semisparse.h"
 
 namespace semisparse {
-
-// One piece of scratch memory kept from run to run. Concurrent runs of one convolution each get
-// their own: whoever finds the slot empty allocates, and the last to finish leaves its piece
-// behind.
-class ScratchSlot {
- public:
-  ScratchSlot() = default;
-  ScratchSlot(const ScratchSlot&) = delete;
-  ScratchSlot& operator=(const ScratchSlot&) = delete;
-  ~ScratchSlot() { delete kept_.load(); }
-
-  struct Piece {
-    Buffer data;
-    size_t floats = 0;
-  };
-  std::unique_ptr<Piece> take(size_t floats);
-  void give_back(std::unique_ptr<Piece> piece) { delete kept_.exchange(piece.release()); }
-
- private:
-  std::atomic<Piece*> kept_{nullptr};
-};
 
 class Conv {
  public:
@@ -43,7 +24,7 @@ class Conv {
   Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
        const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa);
 
-  const char* kernel_name() const;
+  const char* kernel_name() const { return kernel_name_.c_str(); }
   const semisparse_conv_desc& desc() const { return desc_; }
 
   struct Plane {
@@ -68,10 +49,14 @@ class Conv {
 
   void pack_panels(const float* weights, Isa isa);
   void pack_depthwise(const float* weights, Isa isa);
+  void prepare_winograd(Isa isa);
   bool runs_along_rows() const;
   size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
   void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
                  const Parallel& parallel) const;
+  void run_winograd(const Work& work, const Parallel& parallel) const;
+  void finish_winograd(const Work& work, const Winograd::Done& done) const;
+  void recompute(const Work& work, const Winograd::Done& done) const;
   void divide(Work& work) const;
   void igemm_task(const Work& work, size_t task) const;
   igemm::Tile tile_of(const Work& work, Rows& rows, size_t row, size_t m) const;
@@ -102,6 +87,8 @@ class Conv {
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
   size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes
+  std::optional<Winograd> winograd_;
+  std::string kernel_name_;
   const epilogue::Kernel* epilogue_;
   epilogue::Activate activate_ = nullptr;  // null where the activation is a clamp
   float lo_, hi_;

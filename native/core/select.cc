@@ -32,6 +32,13 @@ const Entry<dwconv::Kernel> kDwconv[] = {
 #undef SEMISPARSE_DWCONV
 };
 
+const Entry<winograd::Kernel> kWinograd[] = {
+#define SEMISPARSE_WINOGRAD(isa) \
+  {isa, {"winograd_" #isa, winograd::winograd_input_##isa, winograd::winograd_output_##isa}},
+#include "kernels/winograd/kernels.inc"
+#undef SEMISPARSE_WINOGRAD
+};
+
 const Entry<pool::Kernel> kPool[] = {
 #define SEMISPARSE_POOL(isa) {isa, {"pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa}},
 #include "kernels/pool/kernels.inc"
@@ -92,6 +99,7 @@ size_t igemm_widest(Isa isa) {
 }
 
 const dwconv::Kernel& dwconv_kernel(Isa isa) { return only(kDwconv, isa); }
+const winograd::Kernel& winograd_kernel(Isa isa) { return only(kWinograd, isa); }
 const pool::Kernel& pool_kernel(Isa isa) { return only(kPool, isa); }
 const epilogue::Kernel& epilogue_kernel(Isa isa) { return only(kEpilogue, isa); }
 const peak::Kernel& peak_kernel(Isa isa) { return only(kPeak, isa); }
@@ -101,6 +109,7 @@ const KernelInfo* built_kernel(size_t index) {
     std::vector<KernelInfo> list;
     append(list, kIgemm);
     append(list, kDwconv);
+    append(list, kWinograd);
     append(list, kPool);
     append(list, kEpilogue);
     append(list, kPeak);

@@ -9,6 +9,7 @@
 #include "kernels/igemm/igemm.h"
 #include "kernels/peak/peak.h"
 #include "kernels/pool/pool.h"
+#include "kernels/winograd/winograd.h"
 
 namespace semisparse {
 
@@ -19,6 +20,7 @@ size_t igemm_narrowest(Isa isa);
 size_t igemm_widest(Isa isa);
 
 const dwconv::Kernel& dwconv_kernel(Isa isa);
+const winograd::Kernel& winograd_kernel(Isa isa);
 const pool::Kernel& pool_kernel(Isa isa);
 const epilogue::Kernel& epilogue_kernel(Isa isa);
 const peak::Kernel& peak_kernel(Isa isa);

@@ -6,28 +6,34 @@
 namespace semisparse::winograd {
 namespace {
 
+constexpr float kNear2 = kNear * kNear;
+constexpr float kFar2 = kFar * kFar;
+
 // B^T d for one row or column of d.
 inline void input_six(const Vec::T* d, Vec::T* v) {
-  const Vec::T two = Vec::set1(2), minus_two = Vec::set1(-2);
-  const Vec::T four = Vec::set1(4), minus_four = Vec::set1(-4), minus_five = Vec::set1(-5);
-  const Vec::T even = Vec::fma(minus_four, d[2], d[4]), odd = Vec::fma(minus_four, d[1], d[3]);
-  const Vec::T outer = Vec::sub(d[4], d[2]), inner = Vec::sub(d[3], d[1]);
-  v[0] = Vec::fma(four, d[0], Vec::fma(minus_five, d[2], d[4]));
-  v[1] = Vec::add(even, odd);
-  v[2] = Vec::sub(even, odd);
-  v[3] = Vec::fma(two, inner, outer);
-  v[4] = Vec::fma(minus_two, inner, outer);
-  v[5] = Vec::fma(four, d[1], Vec::fma(minus_five, d[3], d[5]));
+  const Vec::T near2 = Vec::set1(-kNear2), far2 = Vec::set1(-kFar2);
+  const Vec::T sum = Vec::set1(-kNear2 - kFar2), product = Vec::set1(kNear2 * kFar2);
+  const Vec::T near_even = Vec::fma(far2, d[2], d[4]), near_odd = Vec::fma(far2, d[1], d[3]);
+  const Vec::T far_even = Vec::fma(near2, d[2], d[4]), far_odd = Vec::fma(near2, d[1], d[3]);
+  v[0] = Vec::fma(product, d[0], Vec::fma(sum, d[2], d[4]));
+  v[1] = Vec::fma(Vec::set1(kNear), near_odd, near_even);
+  v[2] = Vec::fma(Vec::set1(-kNear), near_odd, near_even);
+  v[3] = Vec::fma(Vec::set1(kFar), far_odd, far_even);
+  v[4] = Vec::fma(Vec::set1(-kFar), far_odd, far_even);
+  v[5] = Vec::fma(product, d[1], Vec::fma(sum, d[3], d[5]));
 }
 
 // A^T m for one row or column of m.
 inline void output_four(const Vec::T* m, Vec::T* o) {
-  const Vec::T sum1 = Vec::add(m[1], m[2]), sum2 = Vec::add(m[3], m[4]);
-  const Vec::T odd1 = Vec::sub(m[1], m[2]), odd2 = Vec::sub(m[3], m[4]);
-  o[0] = Vec::add(m[0], Vec::add(sum1, sum2));
-  o[1] = Vec::fma(Vec::set1(2), odd2, odd1);
-  o[2] = Vec::fma(Vec::set1(4), sum2, sum1);
-  o[3] = Vec::add(m[5], Vec::fma(Vec::set1(8), odd2, odd1));
+  const Vec::T near_even = Vec::add(m[1], m[2]), near_odd = Vec::sub(m[1], m[2]);
+  const Vec::T far_even = Vec::add(m[3], m[4]), far_odd = Vec::sub(m[3], m[4]);
+  const auto sum = [](float a, Vec::T x, float b, Vec::T y) {
+    return Vec::fma(Vec::set1(a), x, Vec::mul(Vec::set1(b), y));
+  };
+  o[0] = Vec::add(m[0], Vec::add(near_even, far_even));
+  o[1] = sum(kNear, near_odd, kFar, far_odd);
+  o[2] = sum(kNear2, near_even, kFar2, far_even);
+  o[3] = Vec::add(m[5], sum(kNear2 * kNear, near_odd, kFar2 * kFar, far_odd));
 }
 
 // `last` is how many lanes count: all of them, unless it is the tail.
@@ -135,8 +141,8 @@ bool output(const Output& tile) {
 }  // namespace
 }  // namespace semisparse::winograd
 
-#define SEMISPARSE_WINOGRAD_DEFINE(isa)                                    \
-  namespace semisparse::winograd {                                         \
-  void winograd_input_##isa(const Input& tile) { input(tile); }            \
+#define SEMISPARSE_WINOGRAD_DEFINE(isa)                                   \
+  namespace semisparse::winograd {                                        \
+  void winograd_input_##isa(const Input& tile) { input(tile); }           \
   bool winograd_output_##isa(const Output& tile) { return output(tile); } \
   }

@@ -1,0 +1,42 @@
+// Memory that a run needs only while it lasts, kept for the next one.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "core/buffer.h"
+
+namespace semisparse {
+
+// One piece of scratch memory kept from run to run. Concurrent runs of one convolution each get
+// their own: whoever finds the slot empty allocates, and the last to finish leaves its piece
+// behind.
+class ScratchSlot {
+ public:
+  ScratchSlot() = default;
+  ScratchSlot(const ScratchSlot&) = delete;
+  ScratchSlot& operator=(const ScratchSlot&) = delete;
+  ~ScratchSlot() { delete kept_.load(); }
+
+  struct Piece {
+    Buffer data;
+    size_t floats = 0;
+  };
+
+  std::unique_ptr<Piece> take(size_t floats) {
+    std::unique_ptr<Piece> piece(kept_.exchange(nullptr));
+    if (piece == nullptr || piece->floats < floats) {
+      piece = std::make_unique<Piece>();
+      piece->data = make_buffer(floats);
+      piece->floats = floats;
+    }
+    return piece;
+  }
+
+  void give_back(std::unique_ptr<Piece> piece) { delete kept_.exchange(piece.release()); }
+
+ private:
+  std::atomic<Piece*> kept_{nullptr};
+};
+
+}  // namespace semisparse

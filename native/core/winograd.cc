@@ -1,0 +1,312 @@
+#include "core/winograd.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "core/select.h"
+
+namespace semisparse {
+
+using winograd::Entry;
+using winograd::kInputs;
+using winograd::kOutputs;
+using winograd::kProducts;
+
+namespace {
+
+constexpr double kTaps = 9;
+constexpr size_t kLineFloats = 16;
+constexpr size_t kWidestPanel = 64;
+// The transforms take vectors of channels, and few channels have few multiplications to save.
+constexpr int64_t kFewestChannels = 16;
+// Costs in units of the 36 products of one tile and all channels, measured on EPYC (Zen 4, AVX-512,
+// 118 GFLOP/s). Both transforms, divided by channels: 56x56 with 64 channels took 0.65 ms of which
+// the products alone are 0.49 ms, 28x28 with 128 channels 0.58 ms and 0.49 ms. And the transformed
+// weights' way from memory at 24 GB/s: what makes a 7x7 plane with 512 channels, 38 MB of them for
+// four tiles, a case for the direct convolution.
+constexpr double kTransforms = 10;
+constexpr double kStream = 10;
+constexpr size_t kTasksWanted = 8;
+constexpr size_t kTilesPerInputTask = 8;
+constexpr size_t kSmallestBlock = 16;
+
+alignas(64) constexpr float kZeros[kWidestPanel] = {};
+
+// G of kernels/winograd/winograd.h.
+constexpr double kFilterMatrix[kInputs][3] = {{64.0 / 81, 0, 0},
+                                              {-128.0 / 243, -32.0 / 81, -8.0 / 27},
+                                              {-128.0 / 243, 32.0 / 81, -8.0 / 27},
+                                              {32.0 / 243, 16.0 / 81, 8.0 / 27},
+                                              {32.0 / 243, -16.0 / 81, 8.0 / 27},
+                                              {0, 0, 1}};
+
+size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+// [36][nr] for [9][nr], both with a stride; in double precision, since these roundings would be
+// in every output.
+void transform_filters(const float* g, size_t g_stride, float* u, size_t u_stride, size_t nr) {
+  for (size_t j = 0; j < nr; ++j) {
+    double half[kInputs][3];
+    for (size_t i = 0; i < kInputs; ++i) {
+      for (size_t x = 0; x < 3; ++x) {
+        half[i][x] = 0;
+        for (size_t y = 0; y < 3; ++y) {
+          half[i][x] += kFilterMatrix[i][y] * g[(y * 3 + x) * g_stride + j];
+        }
+      }
+    }
+    for (size_t k = 0; k < kProducts; ++k) {
+      double sum = 0;
+      for (size_t x = 0; x < 3; ++x) sum += half[k / kInputs][x] * kFilterMatrix[k % kInputs][x];
+      u[k * u_stride + j] = static_cast<float>(sum);
+    }
+  }
+}
+
+// The products of one block of tiles; kept by each thread, since it is as large as a cache.
+float* product_buffer(size_t floats) {
+  thread_local Buffer buffer;
+  thread_local size_t size = 0;
+  if (size < floats) {
+    buffer = make_buffer(floats);
+    size = floats;
+  }
+  return buffer.get();
+}
+
+}  // namespace
+
+// The tiles of all images, in order.
+struct Winograd::Tiling {
+  size_t columns;  // of tiles, where dense
+  size_t per_image;
+};
+
+// Tiles that are multiplied together.
+struct Winograd::Block {
+  size_t begin, end;
+  const float* v;        // of tile begin
+  const float* weights;  // of the panel
+  size_t m_stride;       // floats from one product to the next
+};
+
+bool Winograd::suits(const semisparse_conv_desc& d) {
+  const char* setting = std::getenv("SEMISPARSE_WINOGRAD");
+  if (setting != nullptr && std::strcmp(setting, "0") == 0) return false;
+  return d.group == 1 && d.kernel[0] == 3 && d.kernel[1] == 3 && d.strides[0] == 1 &&
+         d.strides[1] == 1 && d.dilations[0] == 1 && d.dilations[1] == 1 &&
+         d.in_channels >= kFewestChannels && d.out_channels >= kFewestChannels;
+}
+
+Winograd::Winograd(const semisparse_conv_desc& desc, std::vector<Panel> panels,
+                   const Positions* positions, Isa isa)
+    : in_channels_(static_cast<size_t>(desc.in_channels)),
+      out_channels_(static_cast<size_t>(desc.out_channels)),
+      panels_(std::move(panels)),
+      masked_(positions != nullptr),
+      kept_(masked_ ? positions->kept.size() : 0),
+      kernel_(&winograd_kernel(isa)),
+      // One line more than the products, or tiles of 256 channels would share their cache sets.
+      v_stride_(kProducts * in_channels_ + kLineFloats) {
+  if (masked_) place_tiles(*positions);
+}
+
+void Winograd::place_tiles(const Positions& positions) {
+  const auto tile_of = [&](uint32_t i) {
+    const Positions::Place& place = positions.kept[i];
+    return std::pair(place.y / kOutputs, place.x / kOutputs);
+  };
+  std::vector<uint32_t> order(positions.kept.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return tile_of(a) < tile_of(b); });
+  for (const uint32_t i : order) {
+    const Positions::Place& place = positions.kept[i];
+    const auto y = static_cast<uint32_t>(place.y / kOutputs * kOutputs);
+    const auto x = static_cast<uint32_t>(place.x / kOutputs * kOutputs);
+    if (tiles_.empty() || tiles_.back().y != y || tiles_.back().x != x) {
+      const auto begin = static_cast<uint32_t>(entries_.size());
+      tiles_.push_back({y, x, begin, begin});
+    }
+    const auto slot = static_cast<uint32_t>((place.y - y) * kOutputs + (place.x - x));
+    entries_.push_back({slot, place.position});
+    for (size_t c = positions.copy_begin[i]; c < positions.copy_begin[i + 1]; ++c) {
+      entries_.push_back({slot, positions.copies[c].dest});
+    }
+    tiles_.back().end = static_cast<uint32_t>(entries_.size());
+  }
+}
+
+bool Winograd::pays(size_t images, int64_t out_height, int64_t out_width) const {
+  const auto height = static_cast<size_t>(out_height);
+  const auto width = static_cast<size_t>(out_width);
+  const size_t tiles =
+      masked_ ? tiles_.size() : ceil_div(height, kOutputs) * ceil_div(width, kOutputs);
+  const size_t positions = masked_ ? kept_ : height * width;
+  const double transforms = kTransforms * (1.0 / static_cast<double>(in_channels_) +
+                                           1.0 / static_cast<double>(out_channels_));
+  const double cost = kStream + static_cast<double>(images * tiles) * (1 + transforms);
+  return cost < static_cast<double>(images * positions) * kTaps / kProducts;
+}
+
+void Winograd::transform_weights() const {
+  size_t floats = 0;
+  for (const Panel& panel : panels_) floats += kProducts * in_channels_ * panel.kernel->nr;
+  weights_ = make_buffer(floats);
+  float* to = weights_.get();
+  for (const Panel& panel : panels_) {
+    const size_t nr = panel.kernel->nr;
+    for (size_t c = 0; c < in_channels_; ++c) {
+      transform_filters(panel.weights + c * nr, in_channels_ * nr, to + c * nr, in_channels_ * nr,
+                        nr);
+    }
+    to += kProducts * in_channels_ * nr;
+  }
+}
+
+void Winograd::transform_input(const Run& run, const Tiling& tiling, size_t tile, float* v) const {
+  const Geometry& g = run.geometry;
+  const size_t image = tile / tiling.per_image;
+  const size_t index = tile % tiling.per_image;
+  const size_t y = masked_ ? tiles_[index].y : index / tiling.columns * kOutputs;
+  const size_t x = masked_ ? tiles_[index].x : index % tiling.columns * kOutputs;
+  const float* plane = g.x + static_cast<int64_t>(image) * g.height * g.width * g.in_channels;
+  const float* pixels[kProducts];
+  for (size_t k = 0; k < kProducts; ++k) {
+    const int64_t row = static_cast<int64_t>(y + k / kInputs) - g.pad_top;
+    const int64_t column = static_cast<int64_t>(x + k % kInputs) - g.pad_left;
+    const bool inside = row >= 0 && row < g.height && column >= 0 && column < g.width;
+    pixels[k] = inside ? plane + (row * g.width + column) * g.in_channels : g.zeros;
+  }
+  kernel_->input({pixels, in_channels_, v});
+}
+
+void Winograd::multiply(const Block& block, const Panel& panel, float* m) const {
+  const size_t nr = panel.kernel->nr;
+  const size_t count = block.end - block.begin;
+  const size_t groups = ceil_div(count, panel.kernel->mr);
+  SmallArray<const float*, 128> rows(count);
+  for (size_t i = 0; i < count; ++i) rows[i] = block.v + i * v_stride_;
+  igemm::Tile tile{};
+  tile.taps = 1;
+  tile.channels = in_channels_;
+  tile.init = kZeros;
+  // The next product's weights are fetched meanwhile, spread over all rows.
+  const size_t turns = std::max<size_t>(1, in_channels_ / 4);
+  tile.prefetch_lines = ceil_div(in_channels_ * nr / kLineFloats, groups * turns);
+  for (size_t k = 0; k < kProducts; ++k) {
+    tile.row_offset = k * in_channels_;
+    tile.weights = block.weights + k * in_channels_ * nr;
+    tile.prefetch = tile.weights + in_channels_ * nr;
+    for (size_t i = 0; i < groups; ++i) {
+      const size_t from = count * i / groups;
+      tile.m = count * (i + 1) / groups - from;
+      tile.rows = rows.data() + from;
+      tile.park = m + k * block.m_stride + from * nr;
+      panel.kernel->run(tile);
+      tile.prefetch += turns * tile.prefetch_lines * kLineFloats;
+    }
+  }
+}
+
+void Winograd::transform_output(const Run& run, const Tiling& tiling, const Block& block,
+                                size_t panel, const float* m, const OnDone& done) const {
+  const Geometry& g = run.geometry;
+  const auto height = static_cast<size_t>(g.out_height);
+  const auto width = static_cast<size_t>(g.out_width);
+  winograd::Output output{};
+  output.stride = block.m_stride;
+  output.bias = run.bias + panels_[panel].first;
+  output.ldy = out_channels_;
+  output.n = panels_[panel].count;
+  output.lo = run.lo;
+  output.hi = run.hi;
+  std::array<Entry, kOutputs * kOutputs> all;
+  for (size_t i = block.begin; i < block.end; ++i) {
+    const size_t image = i / tiling.per_image;
+    const size_t index = i % tiling.per_image;
+    size_t y, x;
+    if (masked_) {
+      const Tile& tile = tiles_[index];
+      y = tile.y;
+      x = tile.x;
+      output.entries = entries_.data() + tile.begin;
+      output.count = tile.end - tile.begin;
+    } else {
+      y = index / tiling.columns * kOutputs;
+      x = index % tiling.columns * kOutputs;
+      output.entries = all.data();
+      output.count = 0;
+      for (size_t dy = 0; dy < std::min(kOutputs, height - y); ++dy) {
+        for (size_t dx = 0; dx < std::min(kOutputs, width - x); ++dx) {
+          all[output.count++] = {static_cast<uint32_t>(dy * kOutputs + dx),
+                                 static_cast<uint32_t>((y + dy) * width + x + dx)};
+        }
+      }
+    }
+    const size_t at = image * height * width * out_channels_ + panels_[panel].first;
+    output.m = m + (i - block.begin) * panels_[panel].kernel->nr;
+    output.y = run.y + at;
+    output.residual = run.residual == nullptr ? nullptr : run.residual + at;
+    const bool finite = kernel_->output(output);
+    done({image, y, x, panel, output.entries, output.count, finite});
+  }
+}
+
+void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done) const {
+  std::call_once(once_, [this] { transform_weights(); });
+  const auto height = static_cast<size_t>(run.geometry.out_height);
+  const auto width = static_cast<size_t>(run.geometry.out_width);
+  Tiling tiling{};
+  tiling.columns = ceil_div(width, kOutputs);
+  tiling.per_image = masked_ ? tiles_.size() : ceil_div(height, kOutputs) * tiling.columns;
+  const size_t tiles = run.images * tiling.per_image;
+
+  // A block's transformed inputs and products fill half of the cache. Blocks of half to seven times
+  // this many tiles took from 1.00 to 1.07 times as long.
+  size_t widest = 0;
+  for (const Panel& panel : panels_) widest = std::max(widest, panel.kernel->nr);
+  const size_t tile_bytes = kProducts * (in_channels_ + widest) * sizeof(float);
+  const size_t most = std::max(kSmallestBlock, l2_cache_bytes() / 2 / tile_bytes);
+  const size_t blocks = ceil_div(tiles, most);
+  // So many are transformed before they are multiplied, as all threads need for their share.
+  const size_t at_once = ceil_div(kTasksWanted, panels_.size());
+  auto scratch = scratch_.take(std::min(tiles, at_once * ceil_div(tiles, blocks)) * v_stride_);
+  float* v = scratch->data.get();
+
+  for (size_t first = 0; first < blocks; first += at_once) {
+    const size_t last = std::min(blocks, first + at_once);
+    const size_t begin = tiles * first / blocks;
+    const size_t end = tiles * last / blocks;
+    parallel(ceil_div(end - begin, kTilesPerInputTask), [&](size_t task) {
+      const size_t from = begin + task * kTilesPerInputTask;
+      for (size_t i = from; i < std::min(end, from + kTilesPerInputTask); ++i) {
+        transform_input(run, tiling, i, v + (i - begin) * v_stride_);
+      }
+    });
+    parallel((last - first) * panels_.size(), [&](size_t task) {
+      const size_t panel = task % panels_.size();
+      const size_t index = first + task / panels_.size();
+      Block block{};
+      block.begin = tiles * index / blocks;
+      block.end = tiles * (index + 1) / blocks;
+      block.v = v + (block.begin - begin) * v_stride_;
+      block.weights = weights_.get();
+      for (size_t p = 0; p < panel; ++p) {
+        block.weights += kProducts * in_channels_ * panels_[p].kernel->nr;
+      }
+      // Again one line more, for the sake of the cache sets.
+      block.m_stride = (block.end - block.begin) * panels_[panel].kernel->nr + kLineFloats;
+      float* m = product_buffer(kProducts * block.m_stride);
+      multiply(block, panels_[panel], m);
+      transform_output(run, tiling, block, panel, m, done);
+    });
+  }
+  scratch_.give_back(std::move(scratch));
+}
+
+}  // namespace semisparse

@@ -1,0 +1,115 @@
+// Every pair of Winograd transforms against the reference, on random tiles.
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels/winograd/reference.h"
+#include "kernels/winograd/winograd.h"
+#include "tests/check.h"
+#include "tests/guarded.h"
+#include "tests/usable.h"
+
+using namespace semisparse;
+using test::Guarded;
+using test::Random;
+using winograd::Entry;
+using winograd::kOutputs;
+using winograd::kProducts;
+
+namespace {
+
+struct Listed {
+  const char* isa;
+  const char* name;
+  winograd::InputFunction input;
+  winograd::OutputFunction output;
+};
+
+const Listed kKernels[] = {
+#define SEMISPARSE_WINOGRAD(isa) \
+  {#isa, "winograd_" #isa, winograd::winograd_input_##isa, winograd::winograd_output_##isa},
+#include "kernels/winograd/kernels.inc"
+#undef SEMISPARSE_WINOGRAD
+};
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr size_t kWidestVector = 16;
+
+void check_input(const Listed& kernel, uint64_t seed) {
+  Random random(seed);
+  const size_t channels = random.size(1, random.chance(0.3) ? 150 : 20);
+  test::context = std::string(kernel.name) + " input channels=" + std::to_string(channels) +
+                  " seed=" + std::to_string(seed);
+  Guarded<float> x(channels + random.size(0, 300), random);
+  test::fill(x, random, true);
+  std::vector<const float*> pixels(kProducts);
+  for (const float*& pixel : pixels) pixel = x.data() + random.size(0, x.size() - channels);
+  pixels[random.size(0, kProducts - 1)] = x.data() + x.size() - channels;
+
+  Guarded<float> got(kProducts * channels, random);
+  Guarded<float> want(got.size(), random);
+  kernel.input({pixels.data(), channels, got.data()});
+  winograd::reference(winograd::Input{pixels.data(), channels, want.data()});
+  test::check_same(got, want);
+}
+
+void check_output(const Listed& kernel, uint64_t seed) {
+  Random random(seed);
+  winograd::Output tile{};
+  tile.n = random.size(1, random.chance(0.3) ? 64 : 20);
+  const size_t whole = (tile.n + kWidestVector - 1) / kWidestVector * kWidestVector;
+  tile.stride = whole + random.size(0, 20);
+  tile.ldy = tile.n + (random.chance(0.5) ? 0 : random.size(1, 9));
+  tile.count = random.chance(0.3) ? kOutputs * kOutputs : random.size(1, 40);
+  test::context = std::string(kernel.name) + " output n=" + std::to_string(tile.n) +
+                  " entries=" + std::to_string(tile.count) + " seed=" + std::to_string(seed);
+
+  Guarded<float> m((kProducts - 1) * tile.stride + whole, random);
+  test::fill(m, random, true);
+  const bool finite = random.chance(0.7);
+  if (!finite) {
+    const float values[] = {NAN, kInfinity, -kInfinity};
+    m[random.size(0, kProducts - 1) * tile.stride + random.size(0, tile.n - 1)] =
+        values[random.size(0, 2)];
+  }
+  tile.m = m.data();
+  Guarded<float> bias(whole, random);
+  test::fill(bias, random, true);
+  tile.bias = bias.data();
+
+  // Every place once: the last of them is the array's end.
+  const size_t places = tile.count + random.size(0, 9);
+  std::vector<Entry> entries;
+  for (size_t i = 0; i < tile.count; ++i) {
+    entries.push_back({static_cast<uint32_t>(random.size(0, kOutputs * kOutputs - 1)),
+                       static_cast<uint32_t>(places - 1 - i)});
+  }
+  tile.entries = entries.data();
+  const size_t plane = (places - 1) * tile.ldy + tile.n;
+  Guarded<float> residual(plane, random);
+  test::fill(residual, random, random.chance(0.7));
+  if (random.chance(0.5)) tile.residual = residual.data();
+  tile.lo = random.chance(0.5) ? -kInfinity : 0;
+  tile.hi = random.chance(0.7) ? kInfinity : 6;
+
+  Guarded<float> got(plane, random);
+  Guarded<float> want(plane, random);
+  test::fill(got, random, true);
+  test::copy(got, want);
+  tile.y = got.data();
+  CHECK_EQUAL(kernel.output(tile), finite);
+  tile.y = want.data();
+  CHECK_EQUAL(winograd::reference(tile), finite);
+  if (finite) test::check_same(got, want);
+}
+
+}  // namespace
+
+int main() {
+  test::for_each_usable(kKernels, [](const Listed& kernel) {
+    for (size_t i = 0; i < test::rounds(1000); ++i) {
+      check_input(kernel, i);
+      check_output(kernel, i);
+    }
+  });
+}
