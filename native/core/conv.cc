@@ -25,6 +25,7 @@ constexpr size_t kTasksWanted = 8;
 constexpr int64_t kShortTap = 16;
 constexpr size_t kWidestPanel = 64;
 constexpr size_t kLineFloats = 16;
+constexpr size_t kCopiedFloats = 8192;
 // Every task streams its panel from beyond the cache once, which enough rows must pay for.
 constexpr size_t kRowsPerStream = 96;
 
@@ -95,6 +96,7 @@ struct Conv::Work {
   float* y;
   size_t channels;  // of a tap
   size_t images, rows;
+  bool streams;        // the output does not stay in the cache, so its lines are fetched ahead
   bool spreads;        // linear parts go to several places, each with a residual of its own
   bool by_panel;       // a task is one panel's rows; else all panels of its rows
   size_t block_depth;  // of a panel, what stays in the cache over all rows
@@ -244,8 +246,9 @@ Conv::Plane Conv::output_plane(int64_t height, int64_t width) const {
   int64_t out[2];
   for (int i = 0; i < 2; ++i) {
     const int64_t reach = (desc_.kernel[i] - 1) * desc_.dilations[i] + 1;
-    const int64_t room = sizes[i] + desc_.pads[i] + desc_.pads[i + 2] - reach;
-    if (sizes[i] <= 0 || sizes[i] > (int64_t{1} << 24) || room < 0) {
+    const bool possible = sizes[i] > 0 && sizes[i] <= (int64_t{1} << 24);
+    const int64_t room = possible ? sizes[i] + desc_.pads[i] + desc_.pads[i + 2] - reach : -1;
+    if (room < 0) {
       invalid("an input plane of " + plane_text(height, width) + " is too small for a kernel of " +
               plane_text(desc_.kernel[0], desc_.kernel[1]) + ", or empty");
     }
@@ -293,6 +296,9 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   work.y = y;
   work.images = static_cast<size_t>(batch);
   work.rows = work.images * g.rows_per_image;
+  // 112x112 with 32 channels, depthwise: 0.29 to 0.235 ms; where the output fits, 3% slower.
+  work.streams =
+      work.images * static_cast<size_t>(plane) * out_channels() * sizeof(float) > l2_cache_bytes();
   work.spreads = residual != nullptr && positions_ && !positions_->copies.empty();
 
   const bool along_rows = runs_along_rows();
@@ -435,16 +441,21 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   const size_t slice = task % work.row_tasks;
   const size_t begin = std::min(work.rows, slice * work.rows_per_task);
   const size_t end = std::min(work.rows, begin + work.rows_per_task);
-  const size_t first = work.by_panel ? task / work.row_tasks : 0;
-  const size_t last = work.by_panel ? first + 1 : panels_.size();
   if (work.by_panel) {
-    igemm_panel(work, begin, end, panels_[first]);
-  } else {
-    igemm_tiles(work, begin, end, first, last);
+    const Panel& panel = panels_[task / work.row_tasks];
+    igemm_panel(work, begin, end, panel);
+    copy_rows(work, begin, end, panel.first, panel.count);
+    blank_share(work, slice, work.row_tasks, panel.first, panel.count);
+    return;
   }
-
-  fill_masked(work, begin, end, slice, work.row_tasks, work.by_panel ? panels_[first].first : 0,
-              work.by_panel ? panels_[first].count : out_channels());
+  // Rows are copied while they are still in the cache.
+  const size_t step = ceil_div(kCopiedFloats, out_channels() * mr_) * mr_;
+  for (size_t from = begin; from < end; from += step) {
+    const size_t to = std::min(end, from + step);
+    igemm_tiles(work, from, to, 0, panels_.size());
+    copy_rows(work, from, to, 0, out_channels());
+  }
+  blank_share(work, slice, work.row_tasks, 0, out_channels());
 }
 
 // The parts of a tile that no panel changes.
@@ -458,6 +469,7 @@ igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) co
   tile.offsets = rows.offsets();
   tile.dests = rows.dests();
   tile.ldy = out_channels();
+  tile.fetch_y = work.streams;
   tile.lo = lo_;
   tile.hi = hi_;
   return tile;
@@ -558,9 +570,7 @@ void Conv::finish_tile(const Work& work, Rows& rows, size_t begin, size_t end, c
     for (size_t i = 0; i < end - begin; ++i) {
       finish_row(work, parked + i * nr, rows.dests()[i], panel.first, panel.count);
     }
-    each_copy(begin, end, [&](size_t row, size_t, size_t dest) {
-      finish_row(work, parked + (row - begin) * nr, dest, panel.first, panel.count);
-    });
+    finish_copies(work, begin, end, parked, nr, panel.first, panel.count);
   } else if (activate_ != nullptr) {
     for (size_t i = 0; i < end - begin; ++i) {
       activate(work.y + rows.dests()[i] * out_channels() + panel.first, panel.count);
@@ -575,22 +585,29 @@ void Conv::finish_row(const Work& work, const float* linear, size_t position, si
   activate(work.y + at, channels);
 }
 
-// Calls f(row, position, dest) for every masked position `dest` that copies the computed `position`
-// of one of the rows [begin, end).
+// Calls f(image, from, to) for the rows [begin, end) of each image, as indices into its kept
+// positions.
 template <typename F>
-void Conv::each_copy(size_t begin, size_t end, const F& f) const {
-  if (!positions_ || positions_->copies.empty()) return;
-  const auto plane = static_cast<size_t>(positions_->height * positions_->width);
+void Conv::each_image(size_t begin, size_t end, const F& f) const {
   const size_t per_image = positions_->kept.size();
   for (size_t image = begin / per_image; image * per_image < end; ++image) {
-    const size_t from = std::max(begin, image * per_image) - image * per_image;
-    const size_t to = std::min(end, (image + 1) * per_image) - image * per_image;
-    for (size_t i = positions_->copy_begin[from]; i < positions_->copy_begin[to]; ++i) {
-      const Positions::Copy& copy = positions_->copies[i];
-      f(image * per_image + copy.kept, image * plane + positions_->kept[copy.kept].position,
-        image * plane + copy.dest);
-    }
+    f(image, std::max(begin, image * per_image) - image * per_image,
+      std::min(end, (image + 1) * per_image) - image * per_image);
   }
+}
+
+// The masked positions that copy one of the rows [begin, end), whose linear parts are in `parked`.
+void Conv::finish_copies(const Work& work, size_t begin, size_t end, const float* parked,
+                         size_t stride, size_t channel, size_t channels) const {
+  const auto plane = static_cast<size_t>(positions_->height * positions_->width);
+  const float* linear = parked;
+  each_image(begin, end, [&](size_t image, size_t from, size_t to) {
+    for (size_t row = from; row < to; ++row, linear += stride) {
+      for (size_t i = positions_->copy_begin[row]; i < positions_->copy_begin[row + 1]; ++i) {
+        finish_row(work, linear, image * plane + positions_->copies[i].dest, channel, channels);
+      }
+    }
+  });
 }
 
 // Without a residual a masked position holds exactly what the position that it copies holds, so
@@ -598,10 +615,12 @@ void Conv::each_copy(size_t begin, size_t end, const F& f) const {
 // channels their whole gain: how many copies a row has cannot be predicted.
 void Conv::copy_rows(const Work& work, size_t begin, size_t end, size_t channel,
                      size_t channels) const {
-  if (work.residual != nullptr) return;
-  each_copy(begin, end, [&](size_t, size_t position, size_t dest) {
-    std::memcpy(work.y + dest * out_channels() + channel,
-                work.y + position * out_channels() + channel, channels * sizeof(float));
+  if (!positions_ || positions_->copies.empty() || work.residual != nullptr) return;
+  const auto plane = static_cast<size_t>(positions_->height * positions_->width);
+  each_image(begin, end, [&](size_t image, size_t from, size_t to) {
+    const size_t first = positions_->copy_begin[from];
+    epilogue_->copy(positions_->copies.data() + first, positions_->copy_begin[to] - first,
+                    work.y + image * plane * out_channels() + channel, out_channels(), channels);
   });
 }
 
@@ -629,6 +648,7 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
     strip.y = work.spreads ? parked.get() : work.y;
     strip.residual = work.spreads ? nullptr : work.residual;
     strip.ldy = out_channels();
+    strip.write_ahead = work.streams && !work.spreads ? kStrip : 0;
     strip.lo = work.spreads ? -infinity : lo_;
     strip.hi = work.spreads ? infinity : hi_;
     dwconv_->run(strip);
@@ -636,24 +656,21 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
       for (size_t i = 0; i < strip.m; ++i) {
         finish_row(work, parked.get() + i * out_channels(), rows.dests()[i], 0, out_channels());
       }
-      each_copy(from, from + strip.m, [&](size_t row, size_t, size_t dest) {
-        finish_row(work, parked.get() + (row - from) * out_channels(), dest, 0, out_channels());
-      });
+      finish_copies(work, from, from + strip.m, parked.get(), out_channels(), 0, out_channels());
     } else if (activate_ != nullptr) {
       for (size_t i = 0; i < strip.m; ++i) {
         activate(work.y + rows.dests()[i] * out_channels(), out_channels());
       }
     }
+    copy_rows(work, from, from + strip.m, 0, out_channels());
   }
-  fill_masked(work, begin, end, task, work.tasks, 0, out_channels());
+  blank_share(work, task, work.tasks, 0, out_channels());
 }
 
-// What a task's share of the masked positions holds; rows [begin, end) are finished.
-void Conv::fill_masked(const Work& work, size_t begin, size_t end, size_t share, size_t shares,
-                       size_t channel, size_t channels) const {
-  if (!positions_) return;
-  copy_rows(work, begin, end, channel, channels);
-  const size_t blanks = work.images * positions_->blank.size();
+// A task's share of the positions whose linear part is zero.
+void Conv::blank_share(const Work& work, size_t share, size_t shares, size_t channel,
+                       size_t channels) const {
+  const size_t blanks = positions_ ? work.images * positions_->blank.size() : 0;
   blank_rows(work, blanks * share / shares, blanks * (share + 1) / shares, channel, channels);
 }
 

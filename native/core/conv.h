@@ -72,10 +72,12 @@ class Conv {
   void finish_row(const Work& work, const float* linear, size_t position, size_t channel,
                   size_t channels) const;
   template <typename F>
-  void each_copy(size_t begin, size_t end, const F& f) const;
+  void each_image(size_t begin, size_t end, const F& f) const;
+  void finish_copies(const Work& work, size_t begin, size_t end, const float* parked, size_t stride,
+                     size_t channel, size_t channels) const;
   void copy_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
-  void fill_masked(const Work& work, size_t begin, size_t end, size_t share, size_t shares,
-                   size_t channel, size_t channels) const;
+  void blank_share(const Work& work, size_t share, size_t shares, size_t channel,
+                   size_t channels) const;
   void activate(float* y, size_t n) const;
 
   semisparse_conv_desc desc_;

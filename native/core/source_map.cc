@@ -85,16 +85,16 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
       kept.push_back({position, static_cast<uint32_t>(p / w), static_cast<uint32_t>(p % w)});
     }
   }
+  copy_begin.assign(kept.size() + 1, 0);
   for (int32_t p = 0; p < plane; ++p) {
     const int32_t q = source[p];
-    if (q >= 0 && q != p) {
-      copies.push_back({index[static_cast<size_t>(q)], static_cast<uint32_t>(p)});
-    }
+    if (q < 0 || q == p) continue;
+    copies.push_back({static_cast<uint32_t>(q), static_cast<uint32_t>(p)});
+    ++copy_begin[index[static_cast<size_t>(q)] + 1];
   }
-  std::stable_sort(copies.begin(), copies.end(),
-                   [](const Copy& a, const Copy& b) { return a.kept < b.kept; });
-  copy_begin.assign(kept.size() + 1, 0);
-  for (const Copy& copy : copies) ++copy_begin[copy.kept + 1];
+  std::stable_sort(
+      copies.begin(), copies.end(),
+      [](const epilogue::Pair& a, const epilogue::Pair& b) { return a.source < b.source; });
   std::partial_sum(copy_begin.begin(), copy_begin.end(), copy_begin.begin());
 }
 

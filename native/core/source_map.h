@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/epilogue/epilogue.h"
 #include "semisparse.h"
 
 namespace semisparse {
@@ -20,14 +21,10 @@ struct Positions {
   struct Place {
     uint32_t position, y, x;
   };
-  struct Copy {
-    uint32_t kept;  // index into kept
-    uint32_t dest;  // the masked position that takes its linear part
-  };
 
   int64_t height, width;
-  std::vector<Place> kept;   // computed positions, ascending
-  std::vector<Copy> copies;  // by kept index
+  std::vector<Place> kept;             // computed positions, ascending
+  std::vector<epilogue::Pair> copies;  // masked positions and what they copy, by kept index
   std::vector<uint32_t>
       copy_begin;               // [kept + 1]: where in copies those of each kept position start
   std::vector<uint32_t> blank;  // positions whose linear part is zero, ascending

@@ -28,6 +28,7 @@ struct Strip {
   float* y;
   const float* residual;  // or null
   size_t ldy;
+  size_t write_ahead;  // positions; those lines of y are fetched for writing meanwhile. 0: none
   float lo, hi;
 };
 

@@ -91,6 +91,11 @@ void block_3x3(const Strip& s, size_t c, size_t last) {
   }
   for (size_t i = 0; i < s.m; ++i) {
     const float* x = s.rows[i] + c;
+    if (s.write_ahead != 0) {
+      float* soon = s.y + (s.dests[i] + s.write_ahead) * s.ldy + c;
+#pragma GCC unroll 4
+      for (size_t v = 0; v < NV; ++v) __builtin_prefetch(soon + v * kLanes, 1, 3);
+    }
     Vec::T acc[NV];
 #pragma GCC unroll 4
     for (size_t v = 0; v < NV; ++v) acc[v] = bias[v];

@@ -9,16 +9,21 @@ namespace {
 // 1 / (1 + e^-x) to within 2 ulp. e^-x = 2^n * e^r with n = round(-x / ln 2) and |r| <= ln(2) / 2,
 // where the Taylor polynomial of degree 7 is exact to float precision; ln 2 is subtracted in two
 // parts (Cody and Waite) so that r keeps its last bits. The clamp keeps 2^n a normal number: beyond
-// +-87 the sigmoid is 0 or 1 to float precision anyway.
+// +-87 the sigmoid is 0 or 1 to float precision anyway. What is cut off is added again, so that
+// e^inf is infinite, sigmoid(-inf) is 0, and silu(-inf) is the NaN that torch gives.
 Vec::T sigmoid_of(Vec::T x) {
-  const Vec::T z = Vec::clamp(Vec::sub(Vec::set1(0), x), Vec::set1(-87), Vec::set1(87));
+  const Vec::T minus = Vec::sub(Vec::set1(0), x);
+  const Vec::T z = Vec::clamp(minus, Vec::set1(-87), Vec::set1(87));
+  const Vec::T beyond =
+      Vec::clamp(Vec::sub(minus, Vec::set1(87)), Vec::set1(0), Vec::set1(__builtin_inff()));
   const Vec::T n = Vec::round(Vec::mul(z, Vec::set1(1.44269504f)));
   Vec::T r = Vec::fma(n, Vec::set1(-0.693359375f), z);
   r = Vec::fma(n, Vec::set1(2.12194440e-4f), r);
   Vec::T e = Vec::set1(1.0f / 5040);
   constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   for (const float k : kTaylor) e = Vec::fma(e, r, Vec::set1(k));
-  return Vec::div(Vec::set1(1), Vec::add(Vec::set1(1), Vec::ldexp(e, n)));
+  e = Vec::fma(beyond, Vec::set1(0x1p120f), Vec::ldexp(e, n));
+  return Vec::div(Vec::set1(1), Vec::add(Vec::set1(1), e));
 }
 
 template <typename F>
@@ -27,6 +32,23 @@ void map(float* y, size_t n, F f) {
   size_t j = 0;
   for (; j + kLanes <= n; j += kLanes) Vec::store(y + j, f(Vec::load(y + j)));
   if (j < n) Vec::store_first(y + j, f(Vec::load_first(y + j, n - j)), n - j);
+}
+
+void copy(const Pair* pairs, size_t count, float* y, size_t ldy, size_t n) {
+  constexpr size_t kLanes = Vec::kLanes;
+  // The places copied to are scattered, so nothing but this fetches them in time.
+  constexpr size_t kAhead = 8;
+  for (size_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) {
+      const float* soon = y + pairs[i + kAhead].dest * ldy;
+      for (size_t j = 0; j < n; j += 16) __builtin_prefetch(soon + j, 1, 3);
+    }
+    const float* from = y + pairs[i].source * ldy;
+    float* to = y + pairs[i].dest * ldy;
+    size_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) Vec::store(to + j, Vec::load(from + j));
+    if (j < n) Vec::store_first(to + j, Vec::load_first(from + j, n - j), n - j);
+  }
 }
 
 void clamp(const float* bias, const float* residual, float* y, size_t n, float lo, float hi) {
@@ -70,6 +92,9 @@ void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
 
 #define SEMISPARSE_EPILOGUE_DEFINE(isa)                                                    \
   namespace semisparse::epilogue {                                                         \
+  void copy_##isa(const Pair* pairs, size_t count, float* y, size_t ldy, size_t n) {       \
+    copy(pairs, count, y, ldy, n);                                                         \
+  }                                                                                        \
   void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, \
                    float hi) {                                                             \
     clamp(bias, residual, y, n, lo, hi);                                                   \

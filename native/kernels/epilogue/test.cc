@@ -22,6 +22,7 @@ namespace {
 struct Listed {
   const char* isa;
   const char* name;
+  epilogue::Copy copy;
   epilogue::Clamp clamp;
   epilogue::Activate leaky_relu, silu, hard_swish, sigmoid;
 };
@@ -30,6 +31,7 @@ const Listed kKernels[] = {
 #define SEMISPARSE_EPILOGUE(isa) \
   {#isa,                         \
    "epilogue_" #isa,             \
+   epilogue::copy_##isa,         \
    epilogue::clamp_##isa,        \
    epilogue::leaky_relu_##isa,   \
    epilogue::silu_##isa,         \
@@ -42,6 +44,29 @@ const Listed kKernels[] = {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kUlp = 0x1p-23;
 constexpr double kLeast = 0x1p-149;  // below it lies only zero
+
+void check_copy(const Listed& kernel, uint64_t seed) {
+  Random random(seed);
+  const size_t n = random.size(1, 80);
+  const size_t ldy = n + (random.chance(0.5) ? 0 : random.size(1, 9));
+  const size_t count = random.size(0, 30);
+  test::context =
+      std::string(kernel.name) + " copy n=" + std::to_string(n) + " count=" + std::to_string(count);
+  // Sources below 10, destinations from 10 on, each once.
+  std::vector<epilogue::Pair> pairs;
+  for (size_t i = 0; i < count; ++i) {
+    pairs.push_back({static_cast<uint32_t>(random.size(0, 9)), static_cast<uint32_t>(10 + i)});
+  }
+  Guarded<float> got((10 + count - 1) * ldy + n, random);
+  Guarded<float> want(got.size(), random);
+  test::fill(got, random, false);
+  test::copy(got, want);
+  kernel.copy(pairs.data(), count, got.data(), ldy, n);
+  for (const epilogue::Pair& pair : pairs) {
+    for (size_t j = 0; j < n; ++j) want[pair.dest * ldy + j] = want[pair.source * ldy + j];
+  }
+  test::check_same(got, want);
+}
 
 void check_clamp(const Listed& kernel, uint64_t seed) {
   Random random(seed);
@@ -78,6 +103,7 @@ std::vector<float> arguments() {
   all.push_back(0.0f);
   all.push_back(-0.0f);
   all.push_back(kInfinity);
+  all.push_back(-kInfinity);
   all.push_back(NAN);
   return all;
 }
@@ -135,6 +161,7 @@ void check_activations(const Listed& kernel) {
 int main() {
   test::for_each_usable(kKernels, [](const Listed& kernel) {
     for (size_t i = 0; i < test::rounds(500); ++i) check_clamp(kernel, i);
+    for (size_t i = 0; i < test::rounds(200); ++i) check_copy(kernel, i);
     check_activations(kernel);
   });
 }

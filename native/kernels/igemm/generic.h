@@ -106,6 +106,15 @@ void tile_of(const Tile& tile) {
     }
   }
 
+  if (tile.fetch_y) {
+#pragma GCC unroll 8
+    for (size_t i = 0; i < M; ++i) {
+      const float* to = tile.y + tile.dests[i] * tile.ldy;
+#pragma GCC unroll 8
+      for (size_t v = 0; v < NV; ++v) __builtin_prefetch(to + v * kLanes, 1, 3);
+    }
+  }
+
   const float* w = tile.weights;
   const float* prefetch = tile.prefetch;
   const float* const* rows = tile.rows;

@@ -40,6 +40,7 @@ struct Tile {
   float* y;               // first channel of the panel at position 0
   const float* residual;  // the same place in the residual, or null
   size_t ldy;             // floats from one position to the next
+  bool fetch_y;           // fetch what will be written to y while the product is computed
   size_t n;               // channels of the panel that exist, the last vector's first among them
   float lo, hi;
 };
