@@ -1,6 +1,8 @@
 # What the library exports, and what the kernels' object files define.
 # cmake -D NM=nm -D LIBRARY=libsemisparse.so -D OBJECTS=a.o|b.o -P symbols.cmake
 
+cmake_minimum_required(VERSION 3.20)
+
 function(symbols out)
   execute_process(COMMAND ${NM} ${ARGN} OUTPUT_VARIABLE text RESULT_VARIABLE status)
   if(NOT status EQUAL 0)
