@@ -154,7 +154,7 @@ def test_sessions_are_measured_in_fresh_processes(model: Model) -> None:
 def test_the_command_writes_every_figure_and_sample(cache: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "new" / "out.json", tmp_path / "out.md"
     result = command(
-        NAME, "--quick", "--image-size", 32, "--fill", "nearest", "--rounds", 2,
+        NAME, "--quick", "--image-size", 32, "--fill", "nearest", "--block", 1, 4, "--rounds", 2,
         "--threads", 1, 2, "--peers", "onnxruntime,torch-eager", "--layers", "--memory",
         "--cache", cache, "--json", out, "--markdown", page,
     )  # fmt: skip
@@ -168,12 +168,14 @@ def test_the_command_writes_every_figure_and_sample(cache: Path, tmp_path: Path)
     assert [run["threads"] for run in model["runs"]] == [1, 2]
     names = [
         "onnxruntime", "torch-eager", "semisparse 0", "semisparse 0.3 nearest",
+        "semisparse 0.3 nearest block 4",
     ]  # fmt: skip
     for run in model["runs"]:
         assert [row["name"] for row in run["rows"]] == names
+        assert [row["block"] for row in run["rows"]] == [None, None, None, 1, 4]
         assert all(len(row["samples"]) == 2 for row in run["rows"])
         assert run["layers"].keys() == set(names[2:])
-        assert len(run["memory"]) == 3
+        assert len(run["memory"]) == 4
     for name in names:
         assert name in page.read_text()
         assert name in result.output
@@ -203,6 +205,8 @@ def test_an_exported_file_is_timed_against_its_portable_body(model: Model, cache
         (("--fill", "zero"), "There is no fill 'zero'"),
         (("--sparsity", "0", "resnet50"), "give numbers, and the models before them"),
         (("--threads", "0"), "threads is 0"),
+        (("--block", "1", "0"), "blocks is 0"),
+        (("--block", "4", "4"), "different values"),
         (("--threads", "1.5"), "--threads is 1.5"),
         (("--threads", "1", "1"), "different values"),
         (("--rounds", "0"), "rounds is 0"),

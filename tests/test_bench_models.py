@@ -97,6 +97,23 @@ def test_another_setting_is_another_file(model: Model, cache: Path) -> None:
             assert layer.sparsity == 0
 
 
+def test_every_fill_is_timed_in_every_block(cache: Path) -> None:
+    blocked = prepare(
+        NAME, cache, sparsities=[0, 0.25], fills=["bias"], blocks=[1, 4], image_size=32
+    )
+    assert [variant.name for variant in blocked.variants] == [
+        "semisparse 0",
+        "semisparse 0.25 bias",
+        "semisparse 0.25 bias block 4",
+    ]
+    assert [variant.block for variant in blocked.variants] == [None, 1, 4]
+    dense, single, squares = blocked.variants
+    assert difference(squares.expected, single.expected) > 1e-3
+    assert difference(run_stock(squares.path, blocked.x), squares.expected) < 1e-5
+    assert single.work.flops == pytest.approx(squares.work.flops, rel=0.02)
+    assert squares.work.flops < dense.work.flops
+
+
 def test_an_exported_file_is_timed_as_it_is(model: Model, cache: Path) -> None:
     path = model.variants[2].path
     file = prepare(str(path), cache, sparsities=[0.1], fills=["bias"])

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 import semisparse
 from semisparse.cli import app
 from semisparse.errors import FileFormatError
 
+UINT8 = onnx.TensorProto.UINT8
 COMMANDS = ["demo", "train", "export", "run", "bench", "check", "doctor"]
 DOCTOR = str(files("semisparse").joinpath("doctor.onnx"))
 
@@ -133,6 +135,19 @@ def test_export_writes_model_and_header(exported):
     assert "static const uint8_t" in exported.with_name("masks.h").read_text()
 
 
+def test_export_masks_whole_blocks(tmp_path):
+    path = tmp_path / "model.onnx"
+    arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
+    invoke("export", *arguments, "--sparsity", 0.5, "--fill", "bias", "--block", 4, "--out", path)
+    initializers = onnx.load(path).graph.initializer
+    masks = [numpy_helper.to_array(entry) for entry in initializers if entry.data_type == UINT8]
+    assert {mask.shape for mask in masks} == {(32, 32), (16, 16), (8, 8)}
+    for mask in masks:
+        tiles = mask.reshape(mask.shape[0] // 4, 4, mask.shape[1] // 4, 4)
+        assert (tiles == tiles[:, :1, :, :1]).all()
+        assert mask.mean() == 0.5
+
+
 def test_export_reports_its_layers(tmp_path):
     arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
     path = tmp_path / "model.onnx"
@@ -161,6 +176,7 @@ def test_export_reports_its_layers(tmp_path):
         (["--model", "semisparse/resnet8", "--sparsity", 1], "sparsity"),
         (["--model", "semisparse/resnet8", "--sparsity", 0.2, "--fill", "zero"], "zero"),
         (["--model", "semisparse/resnet8", "--sparsity", 0.2, "--skip", "9x9"], "9x9"),
+        (["--model", "semisparse/resnet8", "--sparsity", 0.2, "--block", 0], "block must be"),
         (["--model", "semisparse/resnet8", "--out", "/nowhere/m.onnx"], "/nowhere"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

@@ -234,18 +234,23 @@ def test_the_command_trains_and_prints_json(tmp_path):
     out = tmp_path / "run"
     chosen = ["--model", "semisparse/resnet8", "--data", "digits", "--image-size", "16"]
     chosen += ["--batch-size", "160", "--epochs", "1", "--sparsity", "0.2", "--skip", "1x1"]
+    chosen += ["--block", "2"]
     result = command(*chosen, "--schedule", "linear", "--out", str(out), "--json")
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     assert 0 <= figures["test_accuracy"] <= 1
     assert "layer1.0.conv1" in figures["sparsities"]
     assert "layer2.0.downsample.0" not in figures["sparsities"]
+    assert settings.read(out).sparsity.block == 2
+    for mask in masked_layers(run.load_run(out)[0]).values():
+        assert torch.equal(mask.mask[::2, ::2], mask.mask[1::2, 1::2])
 
     again = command("--resume", str(out), "--skip", "1x1", "--epochs", "1", "--json")
     assert json.loads(again.stdout) == figures
-    refused = command("--resume", str(out), "--epochs", "7", "--fill", "bias")
+    refused = command("--resume", str(out), "--epochs", "7", "--fill", "bias", "--block", "1")
     assert refused.exit_code == 1
     assert "--fill bias, not nearest" in refused.stderr
+    assert "--block 1, not 2" in refused.stderr
     assert "--epochs 7, not 1" in refused.stderr
     assert "Traceback" not in refused.stderr
 

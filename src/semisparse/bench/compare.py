@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         name: unique in the run.
-        sparsity, fill: of ours; None for a peer.
+        sparsity, fill, block: of ours, as in `models.Variant`; None for a peer.
         error: norm-relative difference of the output from torch's.
         flops: operations on one image, masked positions left out.
         limit: dense operations over these operations; 1 / (1 - sparsity) if all of the model is
@@ -47,6 +47,7 @@ class Row:
     name: str
     sparsity: float | None
     fill: str | None
+    block: int | None
     error: float
     flops: int
     limit: float
@@ -180,6 +181,7 @@ def _row(name: str, model: Model, error: float, timing: Timing, dense: Sequence[
         name=name,
         sparsity=variant.sparsity if variant else None,
         fill=variant.fill if variant else None,
+        block=variant.block if variant else None,
         error=error,
         flops=flops,
         limit=model.work.flops / flops,

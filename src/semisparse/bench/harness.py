@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         models: names or paths, as `models.prepare` takes them.
-        sparsities, fills, skip, image_size: likewise; they do not concern exported files.
+        sparsities, fills, blocks, skip, image_size: likewise; they do not concern exported files.
         threads: one interleaved run for each.
         peers: names of `peers.PEERS`.
         rounds: samples of each candidate in a run.
@@ -39,6 +39,7 @@ class Settings:
     models: tuple[str, ...]
     sparsities: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
     fills: tuple[str, ...] = ("bias", "nearest")
+    blocks: tuple[int, ...] = (1,)
     skip: tuple[str, ...] = ()
     image_size: int = 224
     threads: tuple[int, ...] = (1, 2)
@@ -53,11 +54,12 @@ class Settings:
             raise ConfigError(f"There is no peer {unknown[0]!r}; known are {', '.join(PEERS)}.")
         if unknown := [fill for fill in self.fills if fill not in ("bias", "nearest")]:
             raise ConfigError(f"There is no fill {unknown[0]!r}; known are bias and nearest.")
-        for what in ("models", "sparsities", "fills", "threads"):
+        for what in ("models", "sparsities", "fills", "blocks", "threads"):
             values = getattr(self, what)
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{what} is {list(values)}; give one or more different values.")
         for what, counts in (
+            ("blocks", self.blocks),
             ("threads", self.threads),
             ("rounds", (self.rounds,)),
             ("warmup", (self.warmup,)),
@@ -158,6 +160,7 @@ def _run_model(name: str, settings: Settings, cache: Path, progress: Progress) -
         cache,
         sparsities=settings.sparsities,
         fills=settings.fills,
+        blocks=settings.blocks,
         skip=settings.skip,
         image_size=settings.image_size,
         progress=progress.stage,

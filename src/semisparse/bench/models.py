@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 import semisparse
 from semisparse.bench.work import DOMAIN, Work, inlined, name_layers, read, work_of
+from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, FileFormatError, MissingExtraError, ModelError
 from semisparse.files import writing
 
@@ -51,6 +53,7 @@ class Variant:
     Attributes:
         sparsity: as asked for; None for a file that came from outside.
         fill: of the masked positions; None for a dense file, or one from outside.
+        block: side of the squares that are masked as a whole; None likewise.
         path: of the file.
         expected: output of `Model.x`.
         work: what the file computes.
@@ -58,6 +61,7 @@ class Variant:
 
     sparsity: float | None
     fill: str | None
+    block: int | None
     path: Path
     expected: Floats
     work: Work
@@ -67,7 +71,12 @@ class Variant:
         """As in the tables."""
         if self.sparsity is None:
             return "semisparse"
-        return " ".join(["semisparse", f"{self.sparsity:g}", *filter(None, [self.fill])])
+        words = ["semisparse", f"{self.sparsity:g}"]
+        if self.fill is not None:
+            words.append(self.fill)
+        if self.block not in (None, 1):
+            words.append(f"block {self.block}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ def prepare(
     *,
     sparsities: Sequence[float],
     fills: Sequence[str],
+    blocks: Sequence[int] = (1,),
     skip: Sequence[str] = (),
     image_size: int = 224,
     progress: Callable[[str], object] = lambda what: None,
@@ -112,6 +122,7 @@ def prepare(
         cache: folder that keeps what is made; everything that decides a file is in its path.
         sparsities: in [0, 1); 0 is the dense model, exported as the sparse ones are.
         fills: of every sparsity above 0.
+        blocks: of every fill.
         skip: rules of `SparsityConfig` for layers to leave dense.
         image_size: height and width of the input.
         progress: called with what is being made.
@@ -129,22 +140,26 @@ def prepare(
     for sparsity in sparsities:
         if not 0 <= sparsity < 1:
             raise ConfigError(f"Sparsity {sparsity} is out of range; give values in [0, 1).")
-    return _from_name(name, cache, sparsities, fills, skip, image_size, progress)
+    configs: list[SparsityConfig | None] = []
+    for sparsity in sparsities:
+        if sparsity == 0:
+            configs.append(None)
+            continue
+        for fill, block in product(fills, blocks):
+            configs.append(SparsityConfig(sparsity, skip=tuple(skip), fill=fill, block=block))
+    return _from_name(name, cache, configs, image_size, progress)
 
 
 def _from_name(
     name: str,
     cache: Path,
-    sparsities: Sequence[float],
-    fills: Sequence[str],
-    skip: Sequence[str],
+    configs: Sequence[SparsityConfig | None],
     image_size: int,
     progress: Callable[[str], object],
 ) -> Model:
     try:
         import torch
 
-        from semisparse.config import SparsityConfig
         from semisparse.export import export_onnx
         from semisparse.sparsifier import Sparsifier
         from semisparse.training.models import create
@@ -181,23 +196,24 @@ def _from_name(
             )
         name_layers(path)
 
-    def variant(sparsity: float, fill: str | None) -> Variant:
-        config = SparsityConfig(sparsity, skip=tuple(skip), fill=fill) if fill else None
+    def variant(config: SparsityConfig | None) -> Variant:
         settings = config.to_json() if config else "dense"
-        stem = f"semisparse-{_digest(settings.encode())}"
+        path = folder / f"semisparse-{_digest(settings.encode())}.onnx"
         sparsifier = Sparsifier(model, torch.from_numpy(x), config, 1) if config else None
         if sparsifier is not None:
             sparsifier.freeze()
         try:
-            path = folder / f"{stem}.onnx"
             if not path.exists():
-                progress(f"exporting {name} at sparsity {sparsity:g} {fill or ''}".rstrip())
+                progress(f"exporting {name} at sparsity {config.sparsity if config else 0:g}")
                 export_onnx(model, torch.from_numpy(x), path, verify=False)
             expected = output(model)
         finally:
             if sparsifier is not None:
                 sparsifier.detach()
-        return Variant(sparsity, fill, path, expected, work_of(read(path)))
+        work = work_of(read(path))
+        if config is None:
+            return Variant(0.0, None, None, path, expected, work)
+        return Variant(config.sparsity, config.fill, config.block, path, expected, work)
 
     settings = {
         "model": full_name,
@@ -219,11 +235,7 @@ def _from_name(
         folder.mkdir(parents=True, exist_ok=True)
         with writing(dense) as draft:
             export_dense(draft)
-    variants = tuple(
-        variant(sparsity, fill)
-        for sparsity in sparsities
-        for fill in (fills if sparsity > 0 else [None])
-    )
+    variants = tuple(variant(config) for config in configs)
     return Model(name, folder, x, dense, output(model), work_of(read(dense)), variants, module)
 
 
@@ -254,7 +266,7 @@ def _from_file(path: Path, cache: Path, progress: Callable[[str], object]) -> Mo
     (x,) = random_feeds(session, _SEED).values()
     expected: Floats = session.run(None, {session.get_inputs()[0].name: x})[0]
     work = work_of(proto)
-    variant = Variant(None, None, path, expected, work)
+    variant = Variant(None, None, None, path, expected, work)
     return Model(str(path), folder, x, dense, expected, work.dense(), (variant,), module)
 
 

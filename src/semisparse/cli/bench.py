@@ -55,6 +55,13 @@ def bench(
         list[str] | None, typer.Option(help="Sparsities; 0 is the dense model. [0 0.1 0.2 0.3 0.5]")
     ] = None,
     fill: Annotated[list[str] | None, typer.Option(help="Fills. [bias nearest]")] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sides of the squares of positions that are masked as a whole; 4 is fastest where "
+            "a model has many 3x3 convolutions. [1]"
+        ),
+    ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="Layers left dense: 1x1, depthwise, or a pattern.")
     ] = None,
@@ -105,6 +112,7 @@ def bench(
       semisparse bench resnet18 mobilenet_v2 --sparsity 0 0.1 0.2 0.3 0.5 --threads 1 2 \\
           --peers onnxruntime openvino xnnpack ncnn --fill bias nearest \\
           --json out.json --markdown out.md
+      semisparse bench resnet18 --sparsity 0.3 --fill nearest --block 1 4
       semisparse bench model.onnx --peers onnxruntime,openvino --layers
     """
     from rich.console import Console
@@ -115,6 +123,7 @@ def bench(
     given: dict[str, Any] = {
         "sparsities": _numbers("sparsity", sparsity, float),
         "fills": _items(fill),
+        "blocks": _numbers("block", block, int),
         "skip": _items(skip),
         "threads": _numbers("threads", threads, int),
         "peers": _items(peers),

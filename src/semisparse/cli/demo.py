@@ -53,6 +53,14 @@ def demo(
         list[float] | None,
         typer.Option(help="Sparsities beside dense; repeatable. [0.1 0.2 0.3]", show_default=False),
     ] = None,
+    block: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Side of the squares of positions that are masked as a whole; 4 is fastest where "
+            "a model has many 3x3 convolutions.",
+        ),
+    ] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Of each training run.")] = 12,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the timing; all cores if not given.")
@@ -81,13 +89,13 @@ def demo(
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error}); give another folder.") from error
     sparsities = tuple(sorted({0.0, *(sparsity or _SPARSITIES)}))
-    recipes = [_recipe(value, epochs) for value in sparsities]
+    recipes = [_recipe(value, block, epochs) for value in sparsities]
     threads = threads or len(os.sched_getaffinity(0))
     console = Console(stderr=True)
     with bars(console) as progress:
         networks = [_train(recipe, out / "training", fresh, progress) for recipe in recipes]
-        latency = _time(out, sparsities, threads, rounds, image_size, fresh, progress)
-    report = _report(networks, latency, epochs, image_size)
+        latency = _time(out, sparsities, block, threads, rounds, image_size, fresh, progress)
+    report = _report(networks, latency, epochs)
     path = out / "report.html"
     render(report, path)
     if as_json:
@@ -118,7 +126,7 @@ class _Network:
     difference: float
 
 
-def _recipe(sparsity: float, epochs: int) -> TrainSettings:
+def _recipe(sparsity: float, block: int, epochs: int) -> TrainSettings:
     from semisparse.training.settings import TrainSettings
 
     # All convolutions are masked, as in the network that is timed, so that accuracy and speedup of
@@ -126,7 +134,7 @@ def _recipe(sparsity: float, epochs: int) -> TrainSettings:
     return TrainSettings(
         model="semisparse/resnet8",
         data="digits",
-        sparsity=SparsityConfig(sparsity, fill=_FILL, end=_END) if sparsity else None,
+        sparsity=SparsityConfig(sparsity, fill=_FILL, block=block, end=_END) if sparsity else None,
         epochs=epochs,
     )
 
@@ -179,6 +187,7 @@ def _evaluate(recipe: TrainSettings, sparsity: float, folder: Path, result: RunR
 def _time(
     out: Path,
     sparsities: tuple[float, ...],
+    block: int,
     threads: int,
     rounds: int,
     image_size: int,
@@ -203,6 +212,7 @@ def _time(
         "image_size": image_size,
         "sparsities": sparsities,
         "fill": _FILL,
+        "block": block,
         "threads": threads,
         "rounds": rounds,
         "machine": description,
@@ -219,6 +229,7 @@ def _time(
         out / "exports",
         sparsities=sparsities,
         fills=(_FILL,),
+        blocks=(block,),
         image_size=image_size,
         progress=lambda what: progress.update(task, note=what),
     )
@@ -250,9 +261,7 @@ def _time(
     return figures
 
 
-def _report(
-    networks: list[_Network], figures: Mapping[str, Any], epochs: int, image_size: int
-) -> Report:
+def _report(networks: list[_Network], figures: Mapping[str, Any], epochs: int) -> Report:
     from semisparse import report
     from semisparse.layers import masked_layers
     from semisparse.training import history
@@ -294,13 +303,14 @@ def _report(
                 )
             )
     settings = figures["settings"]
-    machine = settings["machine"]
+    machine, size = settings["machine"], settings["image_size"]
     facts = {
-        "accuracy": "ResNet8 on scikit-learn's digits at 32x32, every convolution masked, "
-        f"fill {_FILL}, epochs {epochs}, one seed; the exported files in ONNX Runtime",
+        "masks": f"on every convolution, fill {_FILL}, block {settings['block']}",
+        "accuracy": f"ResNet8 on scikit-learn's digits at 32x32, epochs {epochs}, one seed; the "
+        "exported files in ONNX Runtime",
         "parity": f"with and without the library the logits of the test images differ by at most "
         f"{max(network.difference for network in networks):.1e} (norm-relative)",
-        "latency": f"ResNet18 at {image_size}x{image_size}, random weights, float32, batch 1, "
+        "latency": f"ResNet18 at {size}x{size}, random weights, float32, batch 1, "
         f"threads {settings['threads']}, interleaved rounds {settings['rounds']}, medians",
         "speedup": "median of the ratios within a round, so that drift of the machine cancels",
         "CPU": f"{machine['cpu']}, {machine['cores']} cores, instruction set {machine['isa']}",

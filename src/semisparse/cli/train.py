@@ -37,6 +37,13 @@ def train(
     fill: Annotated[
         str, typer.Option(help="What masked positions hold: nearest or bias.")
     ] = "nearest",
+    block: Annotated[
+        int,
+        typer.Option(
+            help="Side of the squares of positions that are masked as a whole; 4 is fastest "
+            "where a model has many 3x3 convolutions."
+        ),
+    ] = 1,
     skip: Annotated[
         list[str] | None,
         typer.Option(help="Layers left dense: 1x1, depthwise, or a name pattern; repeatable."),
@@ -88,7 +95,12 @@ def train(
         masks = None
         if sparsity != 0:
             masks = SparsityConfig(
-                sparsity, skip=tuple(skip or ()), fill=fill, selection=selection, seed=seed
+                sparsity,
+                skip=tuple(skip or ()),
+                fill=fill,
+                block=block,
+                selection=selection,
+                seed=seed,
             )
         options = settings.TrainSettings(
             model=model,
