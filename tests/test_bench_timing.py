@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -92,23 +94,61 @@ def test_samples_that_began_beside_busy_threads_are_counted() -> None:
     assert timing.unsettled == 3
 
 
-def test_wait_until_idle_tells_a_spinning_thread_from_a_sleeping_one() -> None:
-    stop = threading.Event()
-    sleeping = threading.Thread(target=stop.wait)
-    sleeping.start()
-    assert wait_until_idle()
+class Threads:
+    """Another thread that uses `share` of a core until `rest`, and is booked tick by tick."""
 
+    TICK = 0.004
+
+    def __init__(self, share: float, rest: float = math.inf) -> None:
+        self.now = 0.0
+        self.share = share
+        self.rest = rest
+
+    def clock(self) -> float:
+        return self.now
+
+    def cpu_clock(self) -> float:
+        used = self.share * min(self.now, self.rest)
+        return self.TICK * math.floor(used / self.TICK + 1e-6)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def come_to_rest(self, limit: float = 1.0) -> bool:
+        return wait_until_idle(limit, clock=self.clock, cpu_clock=self.cpu_clock, sleep=self.sleep)
+
+
+def test_idle_threads_are_waited_for_once() -> None:
+    for share in (0.0, 0.01):
+        threads = Threads(share)
+        assert threads.come_to_rest()
+        assert threads.now < 0.02
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
+def test_spinning_threads_are_waited_for_until_they_rest(share: float) -> None:
+    threads = Threads(share, rest=0.2)
+    assert threads.come_to_rest()
+    assert 0.2 <= threads.now < 0.22
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
+def test_threads_that_spin_on_are_given_up_at_the_limit(share: float) -> None:
+    threads = Threads(share)
+    assert not threads.come_to_rest(limit=0.1)
+    assert 0.1 <= threads.now < 0.12
+
+
+def test_the_clock_of_the_process_counts_its_other_threads() -> None:
     def spin() -> None:
-        while not stop.is_set():
+        while time.thread_time() < 0.05:
             pass
 
     spinning = threading.Thread(target=spin)
+    start = time.process_time()
     spinning.start()
-    busy = not wait_until_idle(limit=0.1)
-    stop.set()
     spinning.join()
-    sleeping.join()
-    assert busy
+    assert time.process_time() - start >= 0.05
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"warmup": 0}])

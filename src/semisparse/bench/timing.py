@@ -69,18 +69,24 @@ class Timing:
         return min(names, key=lambda name: self.latency(name).median)
 
 
-def wait_until_idle(limit: float = 1.0) -> bool:
+def wait_until_idle(
+    limit: float = 1.0,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
+    sleep: Callable[[float], object] = time.sleep,
+) -> bool:
     """Sleeps until the other threads of this process use no CPU; False if they still do at limit.
 
     Engines let their worker threads spin for a while after a call (OpenMP runtimes for up to
     200 ms), which takes the cores from whoever is timed next. Waiting costs no engine its own
     setting, where turning spinning off would slow some and not others.
     """
-    deadline = time.perf_counter() + limit
-    while time.perf_counter() < deadline:
-        cpu, wall = time.process_time(), time.perf_counter()
-        time.sleep(_LOOK_SECONDS)
-        if time.process_time() - cpu < _BUSY_SHARE * (time.perf_counter() - wall):
+    deadline = clock() + limit
+    while clock() < deadline:
+        cpu, wall = cpu_clock(), clock()
+        sleep(_LOOK_SECONDS)
+        if cpu_clock() - cpu < _BUSY_SHARE * (clock() - wall):
             return True
     return False
 
