@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -353,19 +353,13 @@ def test_one_handle_serves_several_threads(isa):
     conv = create(PLAIN, isa, source_of(mask, "nearest"))
     inputs = [x * scale for scale in range(1, 5)]
     expected = [conv.run(value) for value in inputs]
-    wrong = []
 
     def work(index):
         for _ in range(50):
-            if not np.array_equal(conv.run(inputs[index]), expected[index]):
-                wrong.append(index)
+            np.testing.assert_array_equal(conv.run(inputs[index]), expected[index])
 
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from importlib.resources import files
 from pathlib import Path
 
@@ -107,32 +106,6 @@ def test_profile_shows_the_layer(tmp_path):
     session = InferenceSession(conv_model(), sess_options=options)
     session.run(None, {"input": np.ones((1, 8, 8, 3), np.float32)})
     assert "layer.conv_kernel_time" in Path(session.end_profiling()).read_text()
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_concurrent_runs_of_one_session(threads):
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
-    source = np.arange(64, dtype=np.int32).reshape(8, 8)
-    source[2, 1:5] = 20
-    source[2, 4] = 20
-    session = InferenceSession(conv_model(weights, source), threads=threads)
-    inputs = rng.standard_normal((4, 2, 8, 8, 3)).astype(np.float32)
-    expected = [session.run(None, {"input": x})[0] for x in inputs]
-    wrong = []
-
-    def work(index):
-        for _ in range(100):
-            (output,) = session.run(None, {"input": inputs[index]})
-            if not np.array_equal(output, expected[index]):
-                wrong.append(index)
-
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
 
 
 def test_many_sessions_in_one_process():
