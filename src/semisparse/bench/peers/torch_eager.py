@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from semisparse.bench.models import Model
 from semisparse.bench.peers.peer import Floats, Peer
 
 
-def _load(model: Model, threads: int) -> Callable[[], Floats]:
+def runner(
+    model: Model, threads: int, prepare: Callable[[Any], Any] = lambda module: module
+) -> Callable[[], Floats]:
+    """A function that runs what `prepare` makes of the torch model, channels last, once."""
     import torch
 
     torch.set_num_threads(threads)
-    module = model.module().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = prepare(model.module().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     x = torch.from_numpy(model.x).to(memory_format=torch.channels_last)
 
     def run() -> Floats:
@@ -23,4 +27,4 @@ def _load(model: Model, threads: int) -> Callable[[], Floats]:
     return run
 
 
-PEER = Peer("torch-eager", ("torch",), _load)
+PEER = Peer("torch-eager", ("torch",), runner)
