@@ -368,11 +368,9 @@ void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t widt
 void Conv::run_winograd(const Work& work, const Parallel& parallel) const {
   const Winograd::Run run{work.geometry, work.images, bias_.get(), work.residual, work.y, lo_, hi_};
   winograd_->run(run, parallel, [&](const Winograd::Done& done) { finish_winograd(work, done); });
-  const size_t blanks = positions_ ? work.images * positions_->blank.size() : 0;
-  const size_t tasks = std::min(blanks, kTasksWanted);
-  parallel(tasks, [&](size_t task) {
-    blank_rows(work, blanks * task / tasks, blanks * (task + 1) / tasks, 0, out_channels());
-  });
+  if (!positions_ || positions_->blank.empty()) return;
+  parallel(kTasksWanted,
+           [&](size_t task) { blank_share(work, task, kTasksWanted, 0, out_channels()); });
 }
 
 void Conv::finish_winograd(const Work& work, const Winograd::Done& done) const {
@@ -670,7 +668,8 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
 // A task's share of the positions whose linear part is zero.
 void Conv::blank_share(const Work& work, size_t share, size_t shares, size_t channel,
                        size_t channels) const {
-  const size_t blanks = positions_ ? work.images * positions_->blank.size() : 0;
+  if (!positions_) return;
+  const size_t blanks = work.images * positions_->blank.size();
   blank_rows(work, blanks * share / shares, blanks * (share + 1) / shares, channel, channels);
 }
 

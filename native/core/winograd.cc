@@ -86,12 +86,12 @@ struct Winograd::Tiling {
   size_t per_image;
 };
 
-// Tiles that are multiplied together.
+// Tiles that are multiplied together with one panel.
 struct Winograd::Block {
   size_t begin, end;
-  const float* v;        // of tile begin
-  const float* weights;  // of the panel
-  size_t m_stride;       // floats from one product to the next
+  const float* v;  // of tile begin
+  size_t panel;
+  size_t m_stride;  // floats from one product to the next
 };
 
 bool Winograd::suits(const semisparse_conv_desc& d) {
@@ -112,6 +112,11 @@ Winograd::Winograd(const semisparse_conv_desc& desc, std::vector<Panel> panels,
       kernel_(&winograd_kernel(isa)),
       // One line more than the products, or tiles of 256 channels would share their cache sets.
       v_stride_(kProducts * in_channels_ + kLineFloats) {
+  weight_begin_.push_back(0);
+  for (const Panel& panel : panels_) {
+    weight_begin_.push_back(weight_begin_.back() + kProducts * in_channels_ * panel.kernel->nr);
+    widest_ = std::max(widest_, panel.kernel->nr);
+  }
   if (masked_) place_tiles(*positions);
 }
 
@@ -154,38 +159,43 @@ bool Winograd::pays(size_t images, int64_t out_height, int64_t out_width) const 
 }
 
 void Winograd::transform_weights() const {
-  size_t floats = 0;
-  for (const Panel& panel : panels_) floats += kProducts * in_channels_ * panel.kernel->nr;
-  weights_ = make_buffer(floats);
-  float* to = weights_.get();
-  for (const Panel& panel : panels_) {
+  Buffer weights = make_buffer(weight_begin_.back());
+  for (size_t p = 0; p < panels_.size(); ++p) {
+    const Panel& panel = panels_[p];
     const size_t nr = panel.kernel->nr;
+    float* to = weights.get() + weight_begin_[p];
     for (size_t c = 0; c < in_channels_; ++c) {
       transform_filters(panel.weights + c * nr, in_channels_ * nr, to + c * nr, in_channels_ * nr,
                         nr);
     }
-    to += kProducts * in_channels_ * nr;
   }
+  weights_ = std::move(weights);
+}
+
+Winograd::Place Winograd::place(const Tiling& tiling, size_t tile) const {
+  const size_t image = tile / tiling.per_image;
+  const size_t index = tile % tiling.per_image;
+  if (masked_) return {image, index, tiles_[index].y, tiles_[index].x};
+  return {image, index, index / tiling.columns * kOutputs, index % tiling.columns * kOutputs};
 }
 
 void Winograd::transform_input(const Run& run, const Tiling& tiling, size_t tile, float* v) const {
   const Geometry& g = run.geometry;
-  const size_t image = tile / tiling.per_image;
-  const size_t index = tile % tiling.per_image;
-  const size_t y = masked_ ? tiles_[index].y : index / tiling.columns * kOutputs;
-  const size_t x = masked_ ? tiles_[index].x : index % tiling.columns * kOutputs;
-  const float* plane = g.x + static_cast<int64_t>(image) * g.height * g.width * g.in_channels;
+  const Place at = place(tiling, tile);
+  const float* plane = g.x + static_cast<int64_t>(at.image) * g.height * g.width * g.in_channels;
   const float* pixels[kProducts];
   for (size_t k = 0; k < kProducts; ++k) {
-    const int64_t row = static_cast<int64_t>(y + k / kInputs) - g.pad_top;
-    const int64_t column = static_cast<int64_t>(x + k % kInputs) - g.pad_left;
+    const int64_t row = static_cast<int64_t>(at.y + k / kInputs) - g.pad_top;
+    const int64_t column = static_cast<int64_t>(at.x + k % kInputs) - g.pad_left;
     const bool inside = row >= 0 && row < g.height && column >= 0 && column < g.width;
     pixels[k] = inside ? plane + (row * g.width + column) * g.in_channels : g.zeros;
   }
   kernel_->input({pixels, in_channels_, v});
 }
 
-void Winograd::multiply(const Block& block, const Panel& panel, float* m) const {
+void Winograd::multiply(const Block& block, float* m) const {
+  const Panel& panel = panels_[block.panel];
+  const float* weights = weights_.get() + weight_begin_[block.panel];
   const size_t nr = panel.kernel->nr;
   const size_t count = block.end - block.begin;
   const size_t groups = ceil_div(count, panel.kernel->mr);
@@ -200,7 +210,7 @@ void Winograd::multiply(const Block& block, const Panel& panel, float* m) const 
   tile.prefetch_lines = ceil_div(in_channels_ * nr / kLineFloats, groups * turns);
   for (size_t k = 0; k < kProducts; ++k) {
     tile.row_offset = k * in_channels_;
-    tile.weights = block.weights + k * in_channels_ * nr;
+    tile.weights = weights + k * in_channels_ * nr;
     tile.prefetch = tile.weights + in_channels_ * nr;
     for (size_t i = 0; i < groups; ++i) {
       const size_t from = count * i / groups;
@@ -214,46 +224,40 @@ void Winograd::multiply(const Block& block, const Panel& panel, float* m) const 
 }
 
 void Winograd::transform_output(const Run& run, const Tiling& tiling, const Block& block,
-                                size_t panel, const float* m, const OnDone& done) const {
-  const Geometry& g = run.geometry;
-  const auto height = static_cast<size_t>(g.out_height);
-  const auto width = static_cast<size_t>(g.out_width);
+                                const float* m, const OnDone& done) const {
+  const auto height = static_cast<size_t>(run.geometry.out_height);
+  const auto width = static_cast<size_t>(run.geometry.out_width);
+  const Panel& panel = panels_[block.panel];
   winograd::Output output{};
   output.stride = block.m_stride;
-  output.bias = run.bias + panels_[panel].first;
+  output.bias = run.bias + panel.first;
   output.ldy = out_channels_;
-  output.n = panels_[panel].count;
+  output.n = panel.count;
   output.lo = run.lo;
   output.hi = run.hi;
   std::array<Entry, kOutputs * kOutputs> all;
   for (size_t i = block.begin; i < block.end; ++i) {
-    const size_t image = i / tiling.per_image;
-    const size_t index = i % tiling.per_image;
-    size_t y, x;
+    const Place at = place(tiling, i);
     if (masked_) {
-      const Tile& tile = tiles_[index];
-      y = tile.y;
-      x = tile.x;
+      const Tile& tile = tiles_[at.index];
       output.entries = entries_.data() + tile.begin;
       output.count = tile.end - tile.begin;
     } else {
-      y = index / tiling.columns * kOutputs;
-      x = index % tiling.columns * kOutputs;
       output.entries = all.data();
       output.count = 0;
-      for (size_t dy = 0; dy < std::min(kOutputs, height - y); ++dy) {
-        for (size_t dx = 0; dx < std::min(kOutputs, width - x); ++dx) {
-          all[output.count++] = {static_cast<uint32_t>(dy * kOutputs + dx),
-                                 static_cast<uint32_t>((y + dy) * width + x + dx)};
+      for (size_t y = at.y; y < std::min(height, at.y + kOutputs); ++y) {
+        for (size_t x = at.x; x < std::min(width, at.x + kOutputs); ++x) {
+          all[output.count++] = {static_cast<uint32_t>((y - at.y) * kOutputs + (x - at.x)),
+                                 static_cast<uint32_t>(y * width + x)};
         }
       }
     }
-    const size_t at = image * height * width * out_channels_ + panels_[panel].first;
-    output.m = m + (i - block.begin) * panels_[panel].kernel->nr;
-    output.y = run.y + at;
-    output.residual = run.residual == nullptr ? nullptr : run.residual + at;
+    const size_t first = at.image * height * width * out_channels_ + panel.first;
+    output.m = m + (i - block.begin) * panel.kernel->nr;
+    output.y = run.y + first;
+    output.residual = run.residual == nullptr ? nullptr : run.residual + first;
     const bool finite = kernel_->output(output);
-    done({image, y, x, panel, output.entries, output.count, finite});
+    done({at.image, at.y, at.x, block.panel, output.entries, output.count, finite});
   }
 }
 
@@ -268,9 +272,7 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
 
   // A block's transformed inputs and products fill half of the cache. Blocks of half to seven times
   // this many tiles took from 1.00 to 1.07 times as long.
-  size_t widest = 0;
-  for (const Panel& panel : panels_) widest = std::max(widest, panel.kernel->nr);
-  const size_t tile_bytes = kProducts * (in_channels_ + widest) * sizeof(float);
+  const size_t tile_bytes = kProducts * (in_channels_ + widest_) * sizeof(float);
   const size_t most = std::max(kSmallestBlock, l2_cache_bytes() / 2 / tile_bytes);
   const size_t blocks = ceil_div(tiles, most);
   // So many are transformed before they are multiplied, as all threads need for their share.
@@ -289,21 +291,17 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
       }
     });
     parallel((last - first) * panels_.size(), [&](size_t task) {
-      const size_t panel = task % panels_.size();
       const size_t index = first + task / panels_.size();
       Block block{};
       block.begin = tiles * index / blocks;
       block.end = tiles * (index + 1) / blocks;
       block.v = v + (block.begin - begin) * v_stride_;
-      block.weights = weights_.get();
-      for (size_t p = 0; p < panel; ++p) {
-        block.weights += kProducts * in_channels_ * panels_[p].kernel->nr;
-      }
+      block.panel = task % panels_.size();
       // Again one line more, for the sake of the cache sets.
-      block.m_stride = (block.end - block.begin) * panels_[panel].kernel->nr + kLineFloats;
+      block.m_stride = (block.end - block.begin) * panels_[block.panel].kernel->nr + kLineFloats;
       float* m = product_buffer(kProducts * block.m_stride);
-      multiply(block, panels_[panel], m);
-      transform_output(run, tiling, block, panel, m, done);
+      multiply(block, m);
+      transform_output(run, tiling, block, m, done);
     });
   }
   scratch_.give_back(std::move(scratch));

@@ -65,18 +65,25 @@ class Winograd {
     uint32_t y, x;        // of its first output
     uint32_t begin, end;  // its part of entries_
   };
+  struct Place {
+    size_t image, index;  // index: among the image's tiles
+    size_t y, x;          // of its first output
+  };
   struct Tiling;
   struct Block;
 
   void place_tiles(const Positions& positions);
   void transform_weights() const;
+  Place place(const Tiling& tiling, size_t tile) const;
   void transform_input(const Run& run, const Tiling& tiling, size_t tile, float* v) const;
-  void multiply(const Block& block, const Panel& panel, float* m) const;
-  void transform_output(const Run& run, const Tiling& tiling, const Block& block, size_t panel,
-                        const float* m, const OnDone& done) const;
+  void multiply(const Block& block, float* m) const;
+  void transform_output(const Run& run, const Tiling& tiling, const Block& block, const float* m,
+                        const OnDone& done) const;
 
   size_t in_channels_, out_channels_;
   std::vector<Panel> panels_;
+  std::vector<size_t> weight_begin_;  // [panels + 1], in weights_
+  size_t widest_ = 0;                 // nr of any panel
   bool masked_;
   size_t kept_;              // computed positions of a masked plane
   std::vector<Tile> tiles_;  // of a masked plane: those with any computed position
