@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,39 @@ def test_commands_run(block, tmp_path):
 def test_the_library_path_is_found_as_described(tmp_path):
     (command,) = re.findall(r"`(python -c .*?)`", README)
     run(["bash", "-c", f"test -f $({command})"], tmp_path)
+
+
+def test_the_library_serves_a_plain_onnxruntime(tmp_path):
+    """As in C++ and other languages: no semisparse in the process, only the library's path."""
+    import torch
+
+    import semisparse
+    from semisparse.training.models import create
+
+    torch.manual_seed(0)
+    model, x = create("semisparse/resnet8", 10).eval(), torch.randn(2, 3, 32, 32)
+    config = semisparse.SparsityConfig(0.3)
+    sparsifier = semisparse.Sparsifier(model, x, config, total_steps=1)
+    sparsifier.freeze()
+    semisparse.export_onnx(model, x, tmp_path / "model.onnx")
+    np.save(tmp_path / "x.npy", x.numpy())
+    code = """
+import json, sys
+import numpy as np
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[1])
+options.enable_profiling = True
+session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
+np.save("y.npy", session.run(None, {"input": np.load("x.npy")})[0])
+ran = [event.get("args", {}).get("op_name") for event in json.load(open(session.end_profiling()))]
+assert ran.count("ConvFillNearestRelu") + ran.count("ConvFillNearestAddRelu") == 7, ran
+assert not [name for name in sys.modules if "semisparse" in name]
+"""
+    run([sys.executable, "-c", code, str(semisparse.library_path())], tmp_path)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_make_targets_exist():
