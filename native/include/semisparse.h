@@ -103,7 +103,8 @@ SEMISPARSE_API semisparse_status semisparse_conv_create(const semisparse_conv_de
                                                         semisparse_conv** conv);
 SEMISPARSE_API void semisparse_conv_destroy(semisparse_conv* conv);
 
-/* Symbol name of the kernel the convolution runs. */
+/* Symbol names of the kernels the convolution may run, joined by " + ": a dense one may choose by
+ * the plane it is run on. */
 SEMISPARSE_API const char* semisparse_conv_kernel(const semisparse_conv* conv);
 
 /* Output plane for an input plane. INVALID_ARGUMENT when it would be empty, or when it is not the

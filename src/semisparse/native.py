@@ -259,7 +259,7 @@ class Conv:
 
     @property
     def kernel(self) -> str:
-        """Symbol name of the kernel that runs."""
+        """Symbol names of the kernels that may run, joined by " + "."""
         return str(self._library.semisparse_conv_kernel(self._handle).decode())
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
