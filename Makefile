@@ -44,7 +44,7 @@ demo: setup ## train, export and time on real data: a few minutes, ends with rep
 
 .PHONY: test
 test: lint native ## every check: linters, types, Python tests, native tests
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, clang-format
