@@ -62,8 +62,7 @@ int64_t inferred_int(const OrtApi& api, const OrtShapeInferContext* context, con
 void inferred_ints(const OrtApi& api, const OrtShapeInferContext* context, const char* name,
                    int64_t* values, size_t n);
 // Does nothing where a size is unknown and has no name: ONNX Runtime would take -1 for a size.
-void set_output_shape(const OrtApi& api, OrtShapeInferContext* context,
-                      const InferredShape& shape);
+void set_output_shape(const OrtApi& api, OrtShapeInferContext* context, const InferredShape& shape);
 
 // The API that the library was registered with: shape inference is handed none.
 const OrtApi& registered_api();

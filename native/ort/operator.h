@@ -52,9 +52,8 @@ class Operator : public OrtCustomOp {
     OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp* op,
                                          OrtShapeInferContext* context) -> OrtStatus* {
       const OrtApi& api = registered_api();
-      return guard(api, "semisparse." + self(op).name_, [&] {
-        set_output_shape(api, context, self(op).infer(api, context));
-      });
+      return guard(api, "semisparse." + self(op).name_,
+                   [&] { set_output_shape(api, context, self(op).infer(api, context)); });
     };
     OrtCustomOp::KernelDestroy = [](void* kernel) { delete static_cast<State*>(kernel); };
   }
