@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import typer
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
@@ -59,6 +60,17 @@ def test_help_lists_every_command_in_order():
 def test_help_of_every_command_has_an_example(command):
     text = invoke(command, "--help").stdout
     assert f"semisparse {command}" in text[text.index("Examples:") :]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_option_is_shown_as_written(command):
+    """What looks like markup would be swallowed."""
+    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "1000"}).stdout
+    options = typer.main.get_command(app).commands[command].params
+    assert options
+    for option in options:
+        if option.help:
+            assert option.help in text
 
 
 def test_version():

@@ -52,32 +52,33 @@ def bench(
         typer.Argument(help="torchvision/NAME or NAME, timm/NAME, or an exported .onnx file."),
     ],
     sparsity: Annotated[
-        list[str] | None, typer.Option(help="Sparsities; 0 is the dense model. [0 0.1 0.2 0.3 0.5]")
+        list[str] | None,
+        typer.Option(help="Sparsities; 0 is the dense model. (default: 0 0.1 0.2 0.3 0.5)"),
     ] = None,
-    fill: Annotated[list[str] | None, typer.Option(help="Fills. [bias nearest]")] = None,
+    fill: Annotated[list[str] | None, typer.Option(help="Fills. (default: bias nearest)")] = None,
     block: Annotated[
         list[str] | None,
         typer.Option(
             help="Sides of the squares of positions that are masked as a whole; 4 is fastest where "
-            "a model has many 3x3 convolutions. [1]"
+            "a model has many 3x3 convolutions. (default: 1)"
         ),
     ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="Layers left dense: 1x1, depthwise, or a pattern.")
     ] = None,
     threads: Annotated[
-        list[str] | None, typer.Option(help="Numbers of threads, one run each. [1 2]")
+        list[str] | None, typer.Option(help="Numbers of threads, one run each. (default: 1 2)")
     ] = None,
     peers: Annotated[
         list[str] | None,
         typer.Option(
             help="Other engines: onnxruntime, openvino, xnnpack, ncnn, torch-eager, "
-            "torch-compile. [the first four]"
+            "torch-compile. (default: the first four)"
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Height and width of the input.")] = 224,
     rounds: Annotated[
-        int | None, typer.Option(help="Samples of each candidate in a run. [20]")
+        int | None, typer.Option(help="Samples of each candidate in a run. (default: 20)")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Profile layer by layer.")] = False,
     memory: Annotated[
@@ -92,7 +93,9 @@ def bench(
     ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps exported models. [~/.cache/semisparse/bench]"),
+        typer.Option(
+            help="Folder that keeps exported models. (default: ~/.cache/semisparse/bench)"
+        ),
     ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write figures and all samples; - prints them.")
