@@ -1,0 +1,31 @@
+// One run of a convolution: what its files share with one another and with nobody else.
+#pragma once
+
+#include <cstddef>
+
+#include "core/conv.h"
+
+namespace semisparse {
+
+constexpr size_t kTasksWanted = 8;
+constexpr size_t kWidestPanel = 64;
+
+inline size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+// One run, and its division into tasks.
+struct Conv::Work {
+  Geometry geometry;
+  const float* residual;
+  float* y;
+  size_t channels;  // of a tap
+  size_t images, rows;
+  bool streams;        // the output does not stay in the cache, so its lines are fetched ahead
+  bool spreads;        // linear parts go to several places, each with a residual of its own
+  bool by_panel;       // a task is one panel's rows; else all panels of its rows
+  size_t block_depth;  // of a panel, what stays in the cache over all rows
+  size_t rows_per_task, row_tasks, tasks;
+
+  size_t taps() const { return geometry.taps.size(); }
+};
+
+}  // namespace semisparse
