@@ -106,12 +106,18 @@ void tile_of(const Tile& tile) {
     }
   }
 
-  if (tile.fetch_y) {
+  // The residual was written layers ago, so its lines are on their way while the product is
+  // computed.
+  const bool fetch_residual = tile.residual != nullptr && tile.park == nullptr;
+  if (tile.fetch_y || fetch_residual) {
 #pragma GCC unroll 8
     for (size_t i = 0; i < M; ++i) {
-      const float* to = tile.y + tile.dests[i] * tile.ldy;
+      const size_t offset = tile.dests[i] * tile.ldy;
 #pragma GCC unroll 8
-      for (size_t v = 0; v < NV; ++v) __builtin_prefetch(to + v * kLanes, 1, 3);
+      for (size_t v = 0; v < NV; ++v) {
+        if (tile.fetch_y) __builtin_prefetch(tile.y + offset + v * kLanes, 1, 3);
+        if (fetch_residual) __builtin_prefetch(tile.residual + offset + v * kLanes, 0, 3);
+      }
     }
   }
 
