@@ -8,7 +8,7 @@
 namespace semisparse {
 namespace {
 
-constexpr size_t kLineFloats = 16;
+// Copied together, while they are still in the first-level cache.
 constexpr size_t kCopiedFloats = 8192;
 
 }  // namespace

@@ -4,13 +4,9 @@
 #include <cstddef>
 
 #include "core/conv.h"
+#include "core/division.h"
 
 namespace semisparse {
-
-constexpr size_t kTasksWanted = 8;
-constexpr size_t kWidestPanel = 64;
-
-inline size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 // One run, and its division into tasks.
 struct Conv::Work {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/division.h"
 #include "core/select.h"
 
 namespace semisparse {
@@ -19,8 +20,6 @@ using winograd::kProducts;
 namespace {
 
 constexpr double kTaps = 9;
-constexpr size_t kLineFloats = 16;
-constexpr size_t kWidestPanel = 64;
 // The transforms take vectors of channels, and few channels have few multiplications to save.
 constexpr int64_t kFewestChannels = 16;
 // Costs in units of the 36 products of one tile and all channels, measured on EPYC (Zen 4, AVX-512,
@@ -30,7 +29,6 @@ constexpr int64_t kFewestChannels = 16;
 // four tiles, a case for the direct convolution.
 constexpr double kTransforms = 10;
 constexpr double kStream = 10;
-constexpr size_t kTasksWanted = 8;
 constexpr size_t kTilesPerInputTask = 8;
 // Every block streams the weights, which enough tiles must pay for: 28x28 with 512 channels took
 // 13.5 ms in blocks of 16 tiles and 9.2 ms in blocks of 32.
@@ -49,8 +47,6 @@ constexpr double kFilterMatrix[kInputs][3] = {{64.0 / 81, 0, 0},
                                               {32.0 / 243, 16.0 / 81, 8.0 / 27},
                                               {32.0 / 243, -16.0 / 81, 8.0 / 27},
                                               {0, 0, 1}};
-
-size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 // [36][nr] for [9][nr], both with a stride; in double precision, since these roundings would be
 // in every output.
