@@ -117,7 +117,7 @@ def export_onnx(
         layers=_exported_layers(graph_model, masks),
         errors=errors,
         transposes=transposes(graph_model),
-        dynamic_batch=dynamic_batch(graph_model),
+        dynamic_batch=dynamic,
         size=len(file),
         opset=ops.OPSET,
     )
