@@ -67,8 +67,8 @@ class Conv {
   void dwconv_task(const Work& work, size_t task) const;
   void blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
                   size_t channels) const;
-  void finish_tile(const Work& work, Rows& rows, size_t begin, size_t end, const Panel& panel,
-                   const float* parked) const;
+  void finish_rows(const Work& work, Rows& rows, size_t begin, size_t end, const float* parked,
+                   size_t stride, size_t channel, size_t channels) const;
   void finish_row(const Work& work, const float* linear, size_t position, size_t channel,
                   size_t channels) const;
   template <typename F>

@@ -38,6 +38,23 @@ void Conv::finish_copies(const Work& work, size_t begin, size_t end, const float
   });
 }
 
+// Rows [begin, end), one tile's, after its last kernel. Where masked positions copy a linear part
+// that a residual of their own is added to, that part is in `parked`, `stride` floats a row, and
+// all places are finished here.
+void Conv::finish_rows(const Work& work, Rows& rows, size_t begin, size_t end, const float* parked,
+                       size_t stride, size_t channel, size_t channels) const {
+  if (work.spreads) {
+    for (size_t i = 0; i < end - begin; ++i) {
+      finish_row(work, parked + i * stride, rows.dests()[i], channel, channels);
+    }
+    finish_copies(work, begin, end, parked, stride, channel, channels);
+  } else if (activate_ != nullptr) {
+    for (size_t i = 0; i < end - begin; ++i) {
+      activate(work.y + rows.dests()[i] * out_channels() + channel, channels);
+    }
+  }
+}
+
 // Without a residual a masked position holds exactly what the position that it copies holds, so
 // finished rows are copied. Doing this in the kernels, row by row, cost the layers with few
 // channels their whole gain: how many copies a row has cannot be predicted.

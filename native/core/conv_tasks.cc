@@ -24,7 +24,6 @@ void Conv::igemm_task(const Work& work, size_t task) const {
     blank_share(work, slice, work.row_tasks, panel.first, panel.count);
     return;
   }
-  // Rows are copied while they are still in the cache.
   const size_t step = ceil_div(kCopiedFloats, out_channels() * mr_) * mr_;
   for (size_t from = begin; from < end; from += step) {
     const size_t to = std::min(end, from + step);
@@ -74,7 +73,8 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
     for (size_t j = first_panel; j < last_panel; ++j) {
       set_panel(tile, work, panels_[j]);
       panels_[j].kernel->run(tile);
-      finish_tile(work, rows, from, to, panels_[j], parked.get());
+      finish_rows(work, rows, from, to, parked.get(), panels_[j].kernel->nr, panels_[j].first,
+                  panels_[j].count);
     }
   }
 }
@@ -130,26 +130,8 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
         }
         if (!last || work.spreads) tile.park = park;
         panel.kernel->run(tile);
-        if (last) finish_tile(work, rows, from, to, panel, park);
+        if (last) finish_rows(work, rows, from, to, park, nr, panel.first, panel.count);
       }
-    }
-  }
-}
-
-// Rows [begin, end) of one panel after its last kernel. Where masked positions copy a linear part
-// that a residual of their own is added to, that part is in `parked` and all places are finished
-// here.
-void Conv::finish_tile(const Work& work, Rows& rows, size_t begin, size_t end, const Panel& panel,
-                       const float* parked) const {
-  const size_t nr = panel.kernel->nr;
-  if (work.spreads) {
-    for (size_t i = 0; i < end - begin; ++i) {
-      finish_row(work, parked + i * nr, rows.dests()[i], panel.first, panel.count);
-    }
-    finish_copies(work, begin, end, parked, nr, panel.first, panel.count);
-  } else if (activate_ != nullptr) {
-    for (size_t i = 0; i < end - begin; ++i) {
-      activate(work.y + rows.dests()[i] * out_channels() + panel.first, panel.count);
     }
   }
 }
@@ -182,16 +164,7 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
     strip.lo = work.spreads ? -infinity : lo_;
     strip.hi = work.spreads ? infinity : hi_;
     dwconv_->run(strip);
-    if (work.spreads) {
-      for (size_t i = 0; i < strip.m; ++i) {
-        finish_row(work, parked.get() + i * out_channels(), rows.dests()[i], 0, out_channels());
-      }
-      finish_copies(work, from, from + strip.m, parked.get(), out_channels(), 0, out_channels());
-    } else if (activate_ != nullptr) {
-      for (size_t i = 0; i < strip.m; ++i) {
-        activate(work.y + rows.dests()[i] * out_channels(), out_channels());
-      }
-    }
+    finish_rows(work, rows, from, from + strip.m, parked.get(), out_channels(), 0, out_channels());
     copy_rows(work, from, from + strip.m, 0, out_channels());
   }
   blank_share(work, task, work.tasks, 0, out_channels());
