@@ -14,7 +14,7 @@ from semisparse.cli import app
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, DataError, ModelError
 from semisparse.layers import masked_layers
-from semisparse.training import data, history, run, settings
+from semisparse.training import data, history, run, saved, settings
 from semisparse.training.settings import TrainSettings
 
 # Seven steps an epoch at a quarter of the usual area.
@@ -78,7 +78,7 @@ def test_the_curves_have_a_row_for_each_epoch(finished):
 
 def test_a_loaded_run_and_its_export_repeat_the_test_accuracy(finished):
     out, result = finished
-    model, example, config = run.load_run(out)
+    model, example, config = saved.load_run(out)
     assert config == SPARSE.sparsity
     assert example.shape == (1, 1, 16, 16)
     assert set(masked_layers(model)) == set(result.sparsities)
@@ -135,7 +135,7 @@ def test_a_dense_run_has_no_masks(tmp_path):
     result = run.train(TrainSettings(**QUICK, epochs=1), out, progress=Progress(disable=True))
     assert result.sparsities == {}
     assert not (out / "masks.h").exists()
-    model, _, config = run.load_run(out)
+    model, _, config = saved.load_run(out)
     assert config is None
     assert masked_layers(model) == {}
 
@@ -160,16 +160,16 @@ def test_a_resume_with_other_settings_shows_the_difference(finished):
 
 def test_what_is_no_finished_run_is_not_loaded(finished, tmp_path):
     with pytest.raises(ConfigError, match="not a run folder"):
-        run.load_run(tmp_path)
+        saved.load_run(tmp_path)
     (tmp_path / "config.json").write_text((finished[0] / "config.json").read_text())
     with pytest.raises(ConfigError, match="not finished"):
-        run.load_run(tmp_path)
+        saved.load_run(tmp_path)
     (tmp_path / "model.pt").write_bytes((finished[0] / "model.pt").read_bytes()[:1000])
     with pytest.raises(ConfigError, match="cannot be read"):
-        run.load_run(tmp_path)
+        saved.load_run(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
-        run.load_run(tmp_path)
+        saved.load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_command_trains_and_prints_json(tmp_path):
     assert "layer1.0.conv1" in figures["sparsities"]
     assert "layer2.0.downsample.0" not in figures["sparsities"]
     assert settings.read(out).sparsity.block == 2
-    for mask in masked_layers(run.load_run(out)[0]).values():
+    for mask in masked_layers(saved.load_run(out)[0]).values():
         assert torch.equal(mask.mask[::2, ::2], mask.mask[1::2, 1::2])
 
     again = command("--resume", str(out), "--skip", "1x1", "--epochs", "1", "--json")

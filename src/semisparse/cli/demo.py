@@ -265,7 +265,7 @@ def _report(networks: list[_Network], figures: Mapping[str, Any], epochs: int) -
     from semisparse import report
     from semisparse.layers import masked_layers
     from semisparse.training import history
-    from semisparse.training.run import load_run
+    from semisparse.training.saved import load_run
 
     by_sparsity = {network.sparsity: network for network in networks}
     rows = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from semisparse.cli import options
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
@@ -17,46 +18,36 @@ if TYPE_CHECKING:
 
 
 def export(
+    ctx: typer.Context,
     run: Annotated[
         Path | None, typer.Option(help="Folder of a finished `semisparse train`.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="torchvision/NAME, timm/NAME, semisparse/resnet8, or module.path:factory."
-        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("model.onnx"),
     header: Annotated[
         Path | None, typer.Option(help="Also write the masks as a C header here.")
     ] = None,
-    sparsity: Annotated[
-        float, typer.Option(help="With --model: fraction of positions to mask.")
-    ] = 0.0,
-    fill: Annotated[
-        str, typer.Option(help="With --model: what masked positions hold, nearest or bias.")
-    ] = "nearest",
-    block: Annotated[
-        int,
-        typer.Option(
-            help="With --model: side of the squares of positions that are masked as a whole; 4 is "
-            "fastest where it has many 3x3 convolutions."
-        ),
-    ] = 1,
-    skip: Annotated[
-        list[str] | None, typer.Option(help="With --model: layers to leave dense; repeatable.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="With --model: a state dict, or DEFAULT; else random.")
-    ] = None,
-    num_classes: Annotated[int, typer.Option(min=1, help="With --model.")] = 1000,
-    image_size: Annotated[int, typer.Option(min=1, help="With --model.")] = 224,
-    seed: Annotated[int, typer.Option(min=0, help="With --model: of weights and masks.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    num_classes: Annotated[
+        int, typer.Option(min=1, help="Of the model.", rich_help_panel=options.MODEL)
+    ] = 1000,
+    image_size: Annotated[
+        int, typer.Option(min=1, help="Height and width.", rich_help_panel=options.MODEL)
+    ] = 224,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of weights and masks.", rich_help_panel=options.MODEL)
+    ] = 0,
+    sparsity: options.Sparsity = 0.0,
+    fill: options.Fill = SparsityConfig.fill,
+    block: options.Block = SparsityConfig.block,
+    skip: options.Skip = None,
+    sparsity_config: options.SparsityFile = None,
 ) -> None:
     """Export the model of a training run, or a model by name with randomly drawn masks.
 
-    The second is for timing: masks that no training has seen cost accuracy.
+    The second is for timing: masks that no training has seen cost accuracy. Options of model and
+    masks belong to it alone.
 
     \b
     Examples:
@@ -71,16 +62,12 @@ def export(
     if (run is None) == (model is None):
         raise ConfigError("Give either --run, a training run, or --model, a name.")
     if run is not None:
-        from semisparse.training.run import load_run
+        from semisparse.training.saved import load_run
 
         network, example, _ = load_run(run)
     else:
         assert model is not None
-        masks = None
-        if sparsity != 0:
-            masks = SparsityConfig(
-                sparsity, skip=tuple(skip or ()), fill=fill, block=block, seed=seed
-            )
+        masks = options.masks(ctx, sparsity_config)
         network, example = _by_name(model, num_classes, weights, image_size, masks, seed)
     report = export_onnx(network, example, out)
     if header is not None:

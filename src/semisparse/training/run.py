@@ -6,7 +6,7 @@ runs/x/
     checkpoints/best.ckpt   best validation accuracy among the epochs with the final masks
     metrics.csv             one row an epoch
     tensorboard/            the same for TensorBoard, and the sparsity of every step
-    model.pt                final weights, masks and example input, what `load_run` reads
+    model.pt                final weights, masks and example input, what `saved.load_run` reads
     model.onnx              the exported model
     masks.h                 its masks as a C header, absent for a dense run
     result.json             final figures, written last: its presence marks a finished run
@@ -30,12 +30,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import Progress
 from torch import nn
 
-from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ModelError
 from semisparse.export import export_header, export_onnx
 from semisparse.files import writing
-from semisparse.sparsifier import Sparsifier
-from semisparse.training import models, settings
+from semisparse.training import models, saved, settings
 from semisparse.training.callback import SparsityCallback
 from semisparse.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, last_checkpoint
 from semisparse.training.data import ImageData
@@ -75,36 +73,6 @@ def train(
         with bars() as own:
             return _train(options, out, own)
     return _train(options, out, progress)
-
-
-def load_run(out: Path) -> tuple[nn.Module, torch.Tensor, SparsityConfig | None]:
-    """The trained model of a finished run with its masks attached, in evaluation mode.
-
-    Returns the model, an example input `[1, C, H, W]`, and the configuration of the masks, which
-    is `None` for a dense run. Raises `ConfigError` when the folder holds no finished run.
-    """
-    options = settings.read(out)
-    path = out / "model.pt"
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"The run in {out} is not finished, it has no model.pt; finish it with "
-            f"`semisparse train --resume {out}`."
-        ) from error
-    except Exception as error:
-        raise ConfigError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); train again."
-        ) from error
-    example: torch.Tensor = saved["example_input"]
-    model = models.create(options.model, saved["num_classes"], input_channels=example.shape[1])
-    model.eval()
-    if options.sparsity is not None:
-        state = saved["sparsifier"]
-        sparsifier = Sparsifier(model, example, options.sparsity, state["total_steps"])
-        sparsifier.load_state_dict(state)
-    model.load_state_dict(saved["model"])
-    return model, example, options.sparsity
 
 
 def _open(options: TrainSettings, out: Path, resume: bool) -> RunResult | None:
@@ -194,7 +162,13 @@ def _train(options: TrainSettings, out: Path, progress: Progress) -> RunResult:
         (test,) = trainer.test(module, data, verbose=False)
         model.to("cpu").eval()
         sparsifier = sparsity.sparsifier if sparsity else None
-        _save(out / "model.pt", model, data, sparsifier)
+        saved.save(
+            out / "model.pt",
+            model,
+            num_classes=data.num_classes,
+            example_input=data.example_input,
+            sparsifier=sparsifier,
+        )
         export_onnx(model, data.example_input, out / "model.onnx")
         if sparsifier:
             export_header(model, out / "masks.h")
@@ -232,17 +206,6 @@ def _precision() -> Any:
     if not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-
-
-def _save(path: Path, model: nn.Module, data: ImageData, sparsifier: Sparsifier | None) -> None:
-    saved = {
-        "model": model.state_dict(),
-        "num_classes": data.num_classes,
-        "example_input": data.example_input,
-        "sparsifier": sparsifier.state_dict() if sparsifier else None,
-    }
-    with writing(path) as draft:
-        torch.save(saved, draft)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
