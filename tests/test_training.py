@@ -249,9 +249,9 @@ def test_the_command_trains_and_prints_json(tmp_path):
     assert json.loads(again.stdout) == figures
     refused = command("--resume", str(out), "--epochs", "7", "--fill", "bias", "--block", "1")
     assert refused.exit_code == 1
-    assert "--fill bias, not nearest" in refused.stderr
-    assert "--block 1, not 2" in refused.stderr
-    assert "--epochs 7, not 1" in refused.stderr
+    assert "fill: bias, not nearest" in refused.stderr
+    assert "block: 1, not 2" in refused.stderr
+    assert "epochs: 7, not 1" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

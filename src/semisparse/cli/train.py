@@ -9,65 +9,170 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from semisparse.cli import options
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
 if TYPE_CHECKING:
     from semisparse.training.settings import TrainSettings
 
+_RECIPE = "Recipe"
+_DISTILLATION = "Distillation"
+_PRUNING = "Channel pruning"
+_DEVICES = "Devices"
+
 
 def train(
     ctx: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="torchvision/NAME, timm/NAME, semisparse/resnet8, or module.path:factory."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="digits, fashion-mnist, or imagefolder:PATH.")
-    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must not exist.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON file with these options; the command line wins over it."),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the interrupted run in this folder.")
     ] = None,
-    sparsity: Annotated[
-        float, typer.Option(help="Fraction of positions to mask; 0 trains a dense model.")
-    ] = 0.0,
-    fill: Annotated[
-        str, typer.Option(help="What masked positions hold: nearest or bias.")
-    ] = "nearest",
-    block: Annotated[
-        int,
-        typer.Option(
-            help="Side of the squares of positions that are masked as a whole; 4 is fastest "
-            "where a model has many 3x3 convolutions."
-        ),
-    ] = 1,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(help="Layers left dense: 1x1, depthwise, or a name pattern; repeatable."),
-    ] = None,
-    selection: Annotated[
-        str, typer.Option(help="Which draw of masks is kept: best_loss, last or first.")
-    ] = "best_loss",
-    weights: Annotated[
-        str | None, typer.Option(help="State dict, safetensors file, or DEFAULT (downloads).")
-    ] = None,
-    data_root: Annotated[str | None, typer.Option(help="Where the data set is.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Height and width; 32, for image folders 224.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="At the start; falls to 1% of it.")] = 0.1,
-    schedule: Annotated[str, typer.Option(help="How it falls: cosine or linear.")] = "cosine",
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="On weights only.")] = 5e-4,
-    label_smoothing: Annotated[float, typer.Option(help="In [0, 1).")] = 0.0,
-    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, image order and masks.")] = 0,
+    checkpoint_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints within an epoch; 0 is at its end only.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, fashion-mnist, or imagefolder:PATH.", rich_help_panel=options.MODEL
+        ),
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Where the data set is.", rich_help_panel=options.MODEL)
+    ] = None,
+    download: Annotated[
+        bool,
+        typer.Option(help="Fetch the data set if absent.", rich_help_panel=options.MODEL),
+    ] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Height and width; 32, for image folders 224.", rich_help_panel=options.MODEL
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that load images.", rich_help_panel=options.MODEL)
+    ] = 0,
+    sparsity: options.Sparsity = 0.0,
+    fill: options.Fill = SparsityConfig.fill,
+    block: options.Block = SparsityConfig.block,
+    skip: options.Skip = None,
+    selection: Annotated[
+        str,
+        typer.Option(
+            help="Which draw of masks is kept: best_loss, last or first.",
+            rich_help_panel=options.MASKS,
+        ),
+    ] = SparsityConfig.selection,
+    sparsity_initial: Annotated[
+        float,
+        typer.Option(help="Sparsity before it begins to rise.", rich_help_panel=options.MASKS),
+    ] = SparsityConfig.initial,
+    sparsity_begin: Annotated[
+        float,
+        typer.Option(
+            help="Fraction of the steps after which it rises.", rich_help_panel=options.MASKS
+        ),
+    ] = SparsityConfig.begin,
+    sparsity_end: Annotated[
+        float,
+        typer.Option(
+            help="Fraction of the steps after which masks are frozen.",
+            rich_help_panel=options.MASKS,
+        ),
+    ] = SparsityConfig.end,
+    sparsity_frequency: Annotated[
+        int, typer.Option(help="Steps between two draws of masks.", rich_help_panel=options.MASKS)
+    ] = SparsityConfig.frequency,
+    sparsity_config: options.SparsityFile = None,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the training images.", rich_help_panel=_RECIPE)
+    ] = 20,
+    batch_size: Annotated[
+        int, typer.Option(help="Images a step and device.", rich_help_panel=_RECIPE)
+    ] = 64,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, adam, adamw or rmsprop.", rich_help_panel=_RECIPE)
+    ] = "sgd",
+    learning_rate: Annotated[
+        float, typer.Option(help="At the start; falls to 1% of it.", rich_help_panel=_RECIPE)
+    ] = 0.1,
+    schedule: Annotated[
+        str, typer.Option(help="How it falls: cosine or linear.", rich_help_panel=_RECIPE)
+    ] = "cosine",
+    momentum: Annotated[
+        float, typer.Option(help="Of SGD and RMSprop.", rich_help_panel=_RECIPE)
+    ] = 0.9,
+    weight_decay: Annotated[
+        float, typer.Option(help="On weights only.", rich_help_panel=_RECIPE)
+    ] = 5e-4,
+    label_smoothing: Annotated[
+        float, typer.Option(help="In [0, 1).", rich_help_panel=_RECIPE)
+    ] = 0.0,
+    clip_gradient: Annotated[
+        float,
+        typer.Option(help="Largest norm of the gradient; 0 is no limit.", rich_help_panel=_RECIPE),
+    ] = 10.0,
+    ema: Annotated[
+        float,
+        typer.Option(
+            help="Decay of averaged weights, which are then the ones tested and exported; 0 is "
+            "none.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = 0.0,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or fp16 (mixed).", rich_help_panel=_RECIPE)
+    ] = "fp32",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="A model as for --model, or the folder of a finished run.",
+            rich_help_panel=_DISTILLATION,
+        ),
+    ] = None,
+    teacher_weights: Annotated[
+        str | None, typer.Option(help="As --weights.", rich_help_panel=_DISTILLATION)
+    ] = None,
+    distill_alpha: Annotated[
+        float,
+        typer.Option(
+            help="Share of the teacher in the loss; 1 leaves the labels out.",
+            rich_help_panel=_DISTILLATION,
+        ),
+    ] = 0.5,
+    temperature: Annotated[
+        float, typer.Option(help="That softens both logits.", rich_help_panel=_DISTILLATION)
+    ] = 4.0,
+    prune_channels: Annotated[
+        float,
+        typer.Option(
+            help="Share of the channels to remove before masks are trained.",
+            rich_help_panel=_PRUNING,
+        ),
+    ] = 0.0,
+    prune_importance: Annotated[
+        str, typer.Option(help="What ranks them: magnitude or taylor.", rich_help_panel=_PRUNING)
+    ] = "magnitude",
+    prune_epochs: Annotated[
+        int, typer.Option(help="Epochs before the masks.", rich_help_panel=_PRUNING)
+    ] = 0,
+    accelerator: Annotated[
+        str, typer.Option(help="auto, cpu or gpu.", rich_help_panel=_DEVICES)
+    ] = "auto",
+    devices: Annotated[int, typer.Option(help="Of each machine.", rich_help_panel=_DEVICES)] = 1,
+    num_nodes: Annotated[int, typer.Option(help="Machines.", rich_help_panel=_DEVICES)] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="How several train together: auto or ddp.", rich_help_panel=_DEVICES)
+    ] = "auto",
 ) -> None:
     """Train a classifier with masks, test it, and export model.onnx and masks.h.
 
@@ -76,51 +181,21 @@ def train(
       semisparse train --model semisparse/resnet8 --data digits --sparsity 0.2 --out runs/digits
       semisparse train --model torchvision/resnet18 --data imagefolder:flowers --sparsity 0.3 \\
           --skip 1x1 --epochs 60 --out runs/flowers
+      semisparse train --config flowers.yaml --learning-rate 0.01 --out runs/slower
       semisparse train --resume runs/flowers
     """
     from rich.console import Console
     from rich.table import Table
 
-    from semisparse.training import run, settings
+    from semisparse.training import run
 
-    if resume is not None:
-        options = settings.read(resume)
-        _refuse_changes(ctx, resume, options)
-        folder = resume
-    else:
-        if model is None or data is None or out is None:
-            raise ConfigError(
-                "A new run needs --model, --data and --out; to go on with one, give --resume."
-            )
-        masks = None
-        if sparsity != 0:
-            masks = SparsityConfig(
-                sparsity,
-                skip=tuple(skip or ()),
-                fill=fill,
-                block=block,
-                selection=selection,
-                seed=seed,
-            )
-        options = settings.TrainSettings(
-            model=model,
-            data=data,
-            sparsity=masks,
-            weights=weights,
-            data_root=data_root,
-            image_size=image_size,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            label_smoothing=label_smoothing,
-            workers=workers,
-            seed=seed,
-        )
-        folder = out
-    result = run.train(options, folder, resume=resume is not None)
+    folder = out if resume is None else resume
+    if folder is None:
+        raise ConfigError("A new run needs --out, a folder; to go on with one, give --resume.")
+    if out not in (None, folder):
+        raise ConfigError(f"--resume {resume} and --out {out} are two folders; give one of them.")
+    chosen = _settings(ctx, config, sparsity_config, resume)
+    result = run.train(chosen, folder, resume=resume is not None)
     if as_json:
         typer.echo(json.dumps({"out": str(folder), **dataclasses.asdict(result)}, indent=2))
         return
@@ -133,23 +208,19 @@ def train(
     console.print(f"test accuracy {100 * result.test_accuracy:.2f}%, run folder {folder}")
 
 
-def _refuse_changes(ctx: typer.Context, folder: Path, options: TrainSettings) -> None:
-    """A resumed run keeps its settings: options given beside --resume must repeat them."""
-    stored: dict[str, Any] = {
-        "out": folder,
-        **options.to_dict(),
-        **(options.sparsity.to_dict() if options.sparsity else {"sparsity": 0.0}),
-    }
-    changed = [
-        f"--{name.replace('_', '-')} {value}, not {stored[name]}"
-        for name, value in ctx.params.items()
-        # By name: typer carries its own copy of click, whose enumeration is another type.
-        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        and name in stored
-        and value != stored[name]
-    ]
-    if changed:
-        raise ConfigError(
-            f"The run in {folder} has other settings ({'; '.join(changed)}); resume it with its "
-            "own, or start a new run with --out."
-        )
+def _settings(
+    ctx: typer.Context, config: Path | None, sparsity_config: Path | None, resume: Path | None
+) -> TrainSettings:
+    """Those of a resumed run, overridden by the file's, overridden by the command line's."""
+    from semisparse.training import config_file, settings
+
+    entries: dict[str, Any] = {}
+    if resume is not None:
+        entries |= settings.read(resume).to_flat()
+    if config is not None:
+        entries |= config_file.read(config)
+    if sparsity_config is not None:
+        entries |= config_file.read_masks(sparsity_config)
+    known = settings.names()
+    entries |= {name: value for name, value in options.given(ctx).items() if name in known}
+    return settings.TrainSettings.from_flat(entries)

@@ -1,16 +1,23 @@
-"""Everything that decides how a run turns out, in one frozen value with a JSON form."""
+"""Everything that decides how a run turns out, in one frozen value.
+
+It has two forms: `to_dict`, with the masks as a value of their own, is what `config.json` holds;
+in the flat one the settings of masks stand beside those of the run, under the names of the command
+line: `fill`, `skip`, `sparsity_begin`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from semisparse.config import SparsityConfig
+from semisparse.config import FORMAT_VERSION, SparsityConfig
 from semisparse.errors import ConfigError
 
 # The least of each whole number; the range of each fraction and whether its end belongs to it.
@@ -175,10 +182,92 @@ class TrainSettings:
             entries["sparsity"] = SparsityConfig.from_dict(entries["sparsity"])
         return cls(**entries)
 
+    def to_flat(self) -> dict[str, Any]:
+        """Plain values under the names of the command line; a dense run has `sparsity` 0."""
+        values = {"sparsity": 0.0, **flatten(self.to_dict())}
+        del values["version"]
+        return values
+
+    @classmethod
+    def from_flat(cls, entries: Mapping[str, Any]) -> TrainSettings:
+        """Inverse of `to_flat`; absent entries take their defaults, masks the seed of the run.
+
+        Raises `ConfigError` for unknown entries, without model and data, and for values that do
+        not fit.
+        """
+        check_names(entries, names())
+        for name in ("model", "data"):
+            if entries.get(name) is None:
+                raise ConfigError(f"A run needs a {name}; give --{name}.")
+        run = {field.name: entries[field.name] for field in _fields() if field.name in entries}
+        return cls(**{**run, "sparsity": masks(entries)})
+
     def differences(self, other: TrainSettings) -> list[str]:
-        """`name: mine, not theirs` for every setting that differs."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return [f"{k}: {mine[k]}, not {theirs[k]}" for k in mine if mine[k] != theirs[k]]
+        """`name: mine, not theirs` for every setting that differs, by flat names."""
+        mine, theirs = self.to_flat(), other.to_flat()
+        lacking = object()
+        return [
+            f"{name}: {value}, not {theirs.get(name, 'set')}"
+            for name, value in mine.items()
+            if value != theirs.get(name, lacking)
+        ]
+
+
+# Entries of a SparsityConfig by flat name; those that would say nothing alone have a prefix.
+_MASKS = {
+    f"sparsity_{field.name}"
+    if field.name in ("initial", "begin", "end", "power", "frequency", "seed")
+    else field.name: field.name
+    for field in dataclasses.fields(SparsityConfig)
+}
+
+
+def names() -> list[str]:
+    """All names of the flat form."""
+    return list(dict.fromkeys([*(field.name for field in _fields()), *_MASKS]))
+
+
+def masks(entries: Mapping[str, Any]) -> SparsityConfig | None:
+    """What the entries of the flat form say of masks; `None` where `sparsity` is 0.
+
+    Raises `ConfigError` for values that do not fit, and for masks of no sparsity.
+    """
+    chosen = {_MASKS[name]: value for name, value in entries.items() if name in _MASKS}
+    if "sparsity" not in chosen and chosen:
+        name = next(name for name in entries if name in _MASKS)
+        raise ConfigError(f"{name} is given, but no sparsity; give one, or 0 for a dense model.")
+    if chosen.get("sparsity", 0) in (0, None):
+        return None
+    return SparsityConfig(**{"seed": entries.get("seed", 0), **chosen})
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat form of values whose `sparsity` may be a mapping, as in `config.json`.
+
+    The seed of the masks is left out where it is that of the run, which it follows.
+    """
+    flat = {name: value for name, value in values.items() if name != "sparsity"}
+    inner = values.get("sparsity")
+    if not isinstance(inner, Mapping):
+        return {**flat, **({} if inner is None else {"sparsity": inner})}
+    config = SparsityConfig.from_dict({"version": FORMAT_VERSION, **inner}).to_dict()
+    if config["seed"] == values.get("seed", 0):
+        del config["seed"]
+    return {**flat, **{name: config[own] for name, own in _MASKS.items() if own in config}}
+
+
+def check_names(entries: Iterable[Any], known: Iterable[str]) -> None:
+    """Raises `ConfigError` for the first entry that is not known, with the names like it."""
+    known = list(known)
+    for name in entries:
+        if name not in known:
+            near = " or ".join(difflib.get_close_matches(str(name), known, n=3))
+            remedy = f"did you mean {near}?" if near else "see semisparse train --help."
+            raise ConfigError(f"There is no setting {name!r}; {remedy}")
+
+
+def _fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(TrainSettings)
 
 
 def read(path: Path) -> TrainSettings:

@@ -1,0 +1,79 @@
+"""Options that several commands have, and which of them the user gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from semisparse.config import SparsityConfig
+
+MODEL = "Model and data"
+MASKS = "Masks"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="torchvision/NAME, timm/NAME, semisparse/resnet8, or module.path:factory.",
+        rich_help_panel=MODEL,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="State dict, safetensors file, or DEFAULT (downloads); random if not given.",
+        rich_help_panel=MODEL,
+    ),
+]
+Sparsity = Annotated[
+    float,
+    typer.Option(
+        help="Fraction of positions to mask; 0 is a dense model.",
+        rich_help_panel=MASKS,
+    ),
+]
+Fill = Annotated[
+    str,
+    typer.Option(help="What masked positions hold: nearest or bias.", rich_help_panel=MASKS),
+]
+Block = Annotated[
+    int,
+    typer.Option(
+        help="Side of the squares of positions that are masked as a whole; 4 is fastest where a "
+        "model has many 3x3 convolutions.",
+        rich_help_panel=MASKS,
+    ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Layers left dense: 1x1, depthwise, or a name pattern; repeatable.",
+        rich_help_panel=MASKS,
+    ),
+]
+SparsityFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="SparsityConfig as JSON or YAML, for rules of single layers; options win over it.",
+        rich_help_panel=MASKS,
+    ),
+]
+
+
+def given(ctx: typer.Context) -> dict[str, Any]:
+    """The options that stand on the command line, without those left at their defaults."""
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        # By name: typer carries its own copy of click, whose enumeration is another type.
+        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+def masks(ctx: typer.Context, sparsity_config: Path | None) -> SparsityConfig | None:
+    """What the command line says of masks, beside the file of `--sparsity-config`."""
+    from semisparse.training import config_file, settings
+
+    entries = config_file.read_masks(sparsity_config) if sparsity_config else {}
+    return settings.masks({**entries, **given(ctx)})

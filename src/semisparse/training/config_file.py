@@ -1,0 +1,60 @@
+"""Settings of a run from a file that people write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from semisparse.errors import ConfigError
+from semisparse.training import settings
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The entries of a YAML or JSON file in the flat form of `TrainSettings`.
+
+    Names are those of the command line, with dashes or underscores. `sparsity` may also be a
+    mapping with the entries of a `SparsityConfig`, so the `config.json` of a run is such a file.
+
+    Raises `ConfigError` when the file cannot be read or has other entries.
+    """
+    values = {str(name).replace("-", "_"): value for name, value in _mapping(path).items()}
+    version = values.pop("version", 1)
+    if version != 1:
+        raise ConfigError(
+            f"{path} has version {version!r}, but this semisparse reads version 1; read it with "
+            "the release that wrote it."
+        )
+    try:
+        settings.check_names(values, settings.names())
+        return settings.flatten(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_masks(path: Path) -> dict[str, Any]:
+    """The same of a file that holds a `SparsityConfig` only."""
+    try:
+        return settings.flatten({"sparsity": _mapping(path)})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _mapping(path: Path) -> Mapping[Any, Any]:
+    try:
+        # YAML 1.2, in which 1e-5 is a number and JSON is YAML; PyYAML reads 1.1.
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no file {path}; give a YAML or JSON file.") from error
+    except (OSError, UnicodeError, YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read ({detail}); give a YAML or JSON file.") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{path} holds {type(values).__name__}, not names and values; write lines such as "
+            "'epochs: 20'."
+        )
+    return values
