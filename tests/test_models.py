@@ -9,7 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from semisparse.errors import ModelError
-from semisparse.training import models
+from semisparse.training import models  # isort: split
+
+import torchvision
+from torchvision.transforms.functional import normalize
 
 
 def output_shape(model: nn.Module, channels: int, size: int = 32) -> tuple[int, ...]:
@@ -51,11 +54,15 @@ def test_small_resnets_have_the_depth_in_their_name(blocks, layers):
         ("semisparse/resnet9", "semisparse/resnet8"),
         ("resnet18", "torchvision/resnet18"),
         ("nothing-like-it", "torchvision/NAME"),
+        ("timm/resnet18.a1_in", "timm/resnet18.a1_in1k"),
     ],
 )
 def test_an_unknown_name_is_refused_with_near_ones(name, suggestion):
     with pytest.raises(ModelError, match=suggestion):
         models.create(name, 10)
+    if "/" in name and not name.startswith("semisparse/"):
+        with pytest.raises(ModelError, match=suggestion):
+            models.normalisation(name, "DEFAULT")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -71,11 +78,34 @@ def test_weights_come_from_a_file(tmp_path, suffix):
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def test_only_the_head_and_the_input_layer_may_differ_from_the_weights(tmp_path):
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
+        lambda state: {"model": state, "optimizer": {}},
+        lambda state: (
+            {"state_dict": {"criterion.weight": torch.ones(2)}}
+            | {"state_dict": {f"model.{k}": v for k, v in state.items()}}
+        ),
+    ],
+)
+def test_weights_may_be_in_a_checkpoint(tmp_path, wrap):
+    state = models.create("semisparse/resnet8", 10).state_dict()
+    torch.save(wrap(state), tmp_path / "last.ckpt")
+    loaded = models.create("semisparse/resnet8", 10, weights=tmp_path / "last.ckpt").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_only_the_head_and_the_input_layer_may_differ_from_the_weights(tmp_path, caplog):
     source = models.create("semisparse/resnet8", 10, input_channels=3)
     path = tmp_path / "weights.pt"
     torch.save(source.state_dict(), path)
+    models.create("semisparse/resnet8", 10, weights=path)
+    assert not caplog.messages
     loaded = models.create("semisparse/resnet8", 4, weights=path, input_channels=1)
+    (message,) = caplog.messages
+    assert "fc.weight is (4, 64), not (10, 64)" in message
+    assert "stem.0.weight is (16, 1, 3, 3), not (16, 3, 3, 3)" in message
     assert torch.equal(loaded.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
     assert output_shape(loaded, 1) == (2, 4)
 
@@ -113,6 +143,64 @@ def test_weights_that_are_missing_corrupt_or_code_are_refused(tmp_path, capsys):
         with pytest.raises(ModelError, match="cannot be read"):
             models.create("semisparse/resnet8", 10, weights=tmp_path / name)
     assert "ran" not in capsys.readouterr().out
+
+
+def test_published_weights_are_fetched_by_torchvision(monkeypatch, caplog):
+    source = torchvision.models.googlenet(init_weights=False)
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: source.state_dict()
+    )
+    loaded = models.create("torchvision/googlenet", 5, "DEFAULT")
+    assert torch.equal(loaded.conv1.conv.weight, source.conv1.conv.weight)
+    assert loaded.train()(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    assert "fc.weight is (5, 1024)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+def test_published_weights_out_of_reach_are_one_error(monkeypatch, name):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+    with pytest.raises(ModelError, match=r"cannot be fetched .*no network"):
+        models.create(name, 10, "DEFAULT")
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("torchvision/resnet18", "DEFAULT", IMAGENET),
+        ("torchvision/resnet18", "weights/resnet18-f37072fd.pth", IMAGENET),
+        ("torchvision/resnet18", "mine.pth", None),
+        ("torchvision/resnet18", None, None),
+        ("torchvision/inception_v3", "DEFAULT", HALF),
+        ("timm/resnet18.a1_in1k", "DEFAULT", IMAGENET),
+        ("timm/inception_v3.tf_in1k", "DEFAULT", HALF),
+        ("timm/resnet18", "mine.safetensors", None),
+        ("semisparse/resnet8", "mine.pt", None),
+        ("package.module:factory", "mine.pt", None),
+    ],
+)
+def test_published_weights_tell_their_normalisation(name, weights, expected):
+    found = models.normalisation(name, weights)
+    assert found == (expected and tuple(map(pytest.approx, expected)))
+
+
+def test_a_rescaling_of_the_input_is_told_as_normalisation():
+    """torchvision's GoogLeNet turns images normalised as for ImageNet into [-1, 1] by itself."""
+    published = torchvision.models.googlenet(transform_input=True, init_weights=False).eval()
+    ours = models.create("torchvision/googlenet", 1000).eval()
+    ours.load_state_dict({k: v for k, v in published.state_dict().items() if "aux" not in k})
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = published(normalize(images, *IMAGENET))
+        found = ours(normalize(images, *models.normalisation("torchvision/googlenet", "DEFAULT")))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_own_networks_have_no_published_weights():

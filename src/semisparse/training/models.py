@@ -11,17 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 
 from semisparse.errors import MissingExtraError, ModelError
 from semisparse.training import resnet
+from semisparse.training.weights import load, read
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
     "semisparse/resnet8": resnet.resnet8,
     "semisparse/resnet20": resnet.resnet20,
 }
+
+# Of torchvision's, these have auxiliary heads, which are of use to training from the beginning
+# only, and rescale images normalised as for ImageNet to [-1, 1] when they are given weights.
+_AUXILIARY = ("googlenet", "inception_v3")
 
 
 def create(
@@ -32,9 +36,9 @@ def create(
     `name` is `torchvision/NAME`, `timm/NAME`, `semisparse/resnet8`, `semisparse/resnet20`, or
     `module.path:factory` (looked up from the working directory too; the factory gets those of
     `num_classes` and `input_channels` that its signature names). `weights` is `None` (random),
-    `"DEFAULT"` (the published ones, downloaded by torchvision or timm), or a path to a state dict
-    or safetensors file. Weights of the input layer and of the head that do not fit the number of
-    channels or classes are left random.
+    `"DEFAULT"` (the published ones, downloaded by torchvision or timm), or a path as for
+    `weights.read`. An input layer or head whose weights are for another number of channels or
+    classes is left random, which is said in one line.
 
     Raises `ModelError` for an unknown name, and for weights that do not fit the model.
     """
@@ -58,11 +62,46 @@ def create(
             raise ModelError(
                 f"{name} has no published weights; give a path to a state dict, or no weights."
             )
-        state = published()
+        try:
+            state = published()
+        except Exception as error:  # what fails without a network is up to two libraries
+            raise ModelError(
+                f"The published weights of {name} cannot be fetched ({error}); give a path to them."
+            ) from error
     else:
-        state = _read_state(Path(weights))
-    _load(model, state, name, weights)
+        state = read(Path(weights))
+    load(model, state, name, weights)
     return model
+
+
+def normalisation(
+    name: str, weights: str | Path | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation, by channel of RGB in [0, 1], that published weights were trained with.
+
+    `name` and `weights` as `create`. `None` for weights that no one has published: random ones,
+    and files that torchvision or timm do not name as theirs.
+    """
+    if weights is None:
+        return None
+    file = Path(weights).name
+    entry: Any
+    if name.startswith("torchvision/"):
+        tail = _torchvision_name(name)
+        published = torchvision.models.get_model_weights(tail)
+        entries = {"DEFAULT": published.DEFAULT, **{Path(e.url).name: e for e in published}}
+        if file not in entries:
+            return None
+        if tail in _AUXILIARY:
+            return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        entry = entries[file].transforms()
+    elif name.startswith("timm/"):
+        entry = _timm_config(name)
+        if entry is None or file not in ("DEFAULT", Path(entry.url).name):
+            return None
+    else:
+        return None
+    return tuple(entry.mean), tuple(entry.std)
 
 
 def names() -> list[str]:
@@ -88,12 +127,39 @@ def _unknown(name: str, known: list[str]) -> ModelError:
     return ModelError(f"There is no model {name!r}; did you mean {' or '.join(near)}?")
 
 
-def _from_torchvision(name: str, num_classes: int) -> tuple[nn.Module, Callable[[], Any]]:
+def _torchvision_name(name: str) -> str:
+    """What torchvision calls the model."""
     tail = name.removeprefix("torchvision/")
     known = _torchvision_names()
     if tail not in known:
         raise _unknown(name, [f"torchvision/{candidate}" for candidate in known])
-    model: nn.Module = torchvision.models.get_model(tail, weights=None, num_classes=num_classes)
+    return tail
+
+
+def _timm_config(name: str) -> Any:
+    """What timm knows of the published weights, whose tag a name may carry: `NAME.ra_in1k`."""
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Model {name} needs timm, which is not installed; install it with pip install timm."
+        ) from error
+    tail = name.removeprefix("timm/")
+    if not timm.is_model(tail.split(".")[0]):
+        raise _unknown(name, [f"timm/{candidate}" for candidate in timm.list_models()])
+    try:
+        return timm.get_pretrained_cfg(tail)
+    except RuntimeError as error:
+        tagged = timm.list_pretrained(tail.split(".")[0])
+        raise _unknown(name, [f"timm/{candidate}" for candidate in tagged]) from error
+
+
+def _from_torchvision(name: str, num_classes: int) -> tuple[nn.Module, Callable[[], Any]]:
+    tail = _torchvision_name(name)
+    options = {"aux_logits": False, "init_weights": True} if tail in _AUXILIARY else {}
+    model: nn.Module = torchvision.models.get_model(
+        tail, weights=None, num_classes=num_classes, **options
+    )
 
     def published() -> Any:
         entry: Any = torchvision.models.get_model_weights(tail)
@@ -103,16 +169,10 @@ def _from_torchvision(name: str, num_classes: int) -> tuple[nn.Module, Callable[
 
 
 def _from_timm(name: str, num_classes: int) -> tuple[nn.Module, Callable[[], Any]]:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Model {name} needs timm, which is not installed; install it with pip install timm."
-        ) from error
+    _timm_config(name)
+    import timm
+
     tail = name.removeprefix("timm/")
-    # A timm name may carry a tag of its weights: mobilenetv2_100.ra_in1k.
-    if not timm.is_model(tail.split(".")[0]):
-        raise _unknown(name, [f"timm/{candidate}" for candidate in timm.list_models()])
     model: nn.Module = timm.create_model(tail, pretrained=False, num_classes=num_classes)
 
     def published() -> Any:
@@ -159,60 +219,3 @@ def _adapt_input(model: nn.Module, channels: int) -> None:
             layer.weight = nn.Parameter(layer.weight.new_empty(shape))
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         return
-
-
-def _read_state(path: Path) -> Any:
-    if not path.is_file():
-        raise ModelError(f"There is no weights file {path}; give a path to one, or DEFAULT.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"Weights file {path} cannot be read ({type(error).__name__}: {error}); give a "
-            "safetensors file or a state dict of tensors."
-        ) from error
-
-
-def _load(model: nn.Module, state: Any, name: str, weights: str | Path) -> None:
-    own = model.state_dict()
-    if not isinstance(state, dict) or not state.keys() & own.keys():
-        raise ModelError(
-            f"Weights {weights} hold none of the tensors of {name}; give the weights of that model."
-        )
-    # Counters of batches are absent from weights published before torch 0.4.1.
-    missing = sorted(
-        key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked")
-    )
-    unknown = sorted(state.keys() - own.keys())
-    if missing or unknown:
-        raise ModelError(
-            f"Weights {weights} do not fit {name}: {len(missing)} tensors are missing "
-            f"({', '.join(missing[:3])}) and {len(unknown)} are unknown "
-            f"({', '.join(unknown[:3])}); give the weights of that model."
-        )
-    replaceable = _ends(model)
-    misfits = [key for key, value in state.items() if value.shape != own[key].shape]
-    for key in misfits:
-        if key.rpartition(".")[0] not in replaceable:
-            raise ModelError(
-                f"Tensor {key} of weights {weights} is {tuple(state[key].shape)}, but {name} "
-                f"wants {tuple(own[key].shape)}; give the weights of that model."
-            )
-    model.load_state_dict({**own, **state, **{key: own[key] for key in misfits}})
-
-
-def _ends(model: nn.Module) -> set[str]:
-    """Names of the input convolution and of the head: the last layer with weights."""
-    layers = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
-    ]
-    if not layers:
-        return set()
-    convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
-    return {layers[-1][0], *convolutions[:1]}
