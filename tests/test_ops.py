@@ -30,23 +30,36 @@ ALL = [
     ops.ConvOp(*parts)
     for parts in itertools.product((None, "bias", "nearest"), (False, True), ACTIVATIONS)
 ]
+CHAINS = [
+    ops.ChainOp(*parts)
+    for parts in itertools.product(
+        ops.CHAIN_FORMS, (None, "bias", "nearest"), (False, True), (None, *ops.CHAIN_ACTIVATIONS)
+    )
+    if parts[0].endswith("Project") or not parts[2]
+]
 
 
 def one_node(name, constants, attributes, feeds) -> bytes:
     """A model of one operator; the graph's inputs are the feeds, in the operator's order."""
+    order = ["X", *constants, *(["R"] if "R" in feeds else [])]
+    node = helper.make_node(name, order, ["Y"], domain=ops.DOMAIN, **attributes)
+    return model_of([node], constants, feeds)
+
+
+def model_of(nodes, constants, feeds) -> bytes:
     inputs = [
         helper.make_tensor_value_info(key, TensorProto.FLOAT, ["N", *array.shape[1:]])
         for key, array in feeds.items()
     ]
     initializers = [numpy_helper.from_array(array, key) for key, array in constants.items()]
-    order = ["X", *constants, *(["R"] if "R" in feeds else [])]
-    node = helper.make_node(name, order, ["Y"], domain=ops.DOMAIN, **attributes)
     output = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [None] * 4)
     model = helper.make_model(
-        helper.make_graph([node], "one", inputs, [output], initializers),
+        helper.make_graph(nodes, "graph", inputs, [output], initializers),
         ir_version=ops.IR_VERSION,
         opset_imports=[helper.make_opsetid("", ops.OPSET), helper.make_opsetid(ops.DOMAIN, 1)],
-        functions=[ops.portable_body(name)],
+        functions={
+            body.name: body for node in nodes for body in ops.portable_bodies(node.op_type)
+        }.values(),
     )
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -58,9 +71,49 @@ def run(file: bytes, feeds, library: bool):
     return session.run(None, feeds)[0]
 
 
-@pytest.mark.parametrize("op", ALL, ids=lambda op: op.name)
+def convolution(x, weight, bias, geometry, op, mask, residual=None):
+    """The operator in float64."""
+    top, left, bottom, right = geometry["pads"]
+    padded = torch.nn.functional.pad(
+        torch.as_tensor(x).double().permute(0, 3, 1, 2), (left, right, top, bottom)
+    )
+    linear = torch.nn.functional.conv2d(
+        padded,
+        torch.from_numpy(weight).double(),
+        stride=geometry["strides"],
+        dilation=geometry["dilations"],
+        groups=geometry["group"],
+    ).permute(0, 2, 3, 1)
+    filled = linear.clone()
+    if op.fill == "bias":
+        filled[:, ~mask] = 0
+    elif op.fill == "nearest":
+        source = source_map(mask, "nearest")
+        filled = linear.flatten(1, 2)[:, source.flatten().long()].reshape(linear.shape)
+    biased = filled + torch.from_numpy(bias).double()
+    if op.residual:
+        biased = biased + torch.from_numpy(residual).double()
+    return ACTIVATIONS[op.activation](biased)
+
+
+def random_mask(rng, plane):
+    mask = torch.from_numpy(rng.random(tuple(plane)) < 0.6)
+    mask[rng.integers(plane[0]), rng.integers(plane[1])] = True
+    return mask
+
+
+def fill_of(op, mask):
+    """The mask or source map that the operator takes, by the name of its input."""
+    if op.fill is None:
+        return {}
+    if op.fill == "bias":
+        return {"mask": mask.numpy().astype(np.uint8)}
+    return {"source": source_map(mask, "nearest").numpy()}
+
+
+@pytest.mark.parametrize("op", [*ALL, *CHAINS], ids=lambda op: op.name)
 def test_name_tells_the_operator(op):
-    assert ops.ConvOp.parse(op.name) == op
+    assert type(op).parse(op.name) == op
 
 
 def test_names_are_those_of_the_format():
@@ -68,6 +121,10 @@ def test_names_are_those_of_the_format():
     assert ops.ConvOp("bias").name == "ConvFillBias"
     assert ops.ConvOp("nearest", True, "Relu").name == "ConvFillNearestAddRelu"
     assert len({op.name for op in ALL}) == 42
+    assert ops.ChainOp("ExpandDepthwise").name == "ExpandDepthwise"
+    residual = ops.ChainOp("ExpandDepthwiseProject", "nearest", True, "Clip")
+    assert residual.name == "ExpandDepthwiseProjectFillNearestAddClip"
+    assert len({op.name for op in CHAINS}) == 90
 
 
 @pytest.mark.parametrize(
@@ -77,7 +134,15 @@ def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="not the name of a convolution"):
         ops.ConvOp.parse(name)
     with pytest.raises(ValueError, match="not the name of a convolution"):
-        ops.portable_body(name)
+        ops.portable_bodies(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["ExpandDepthwiseAdd", "DepthwiseProjectSigmoid", "ExpandProject", "DepthwiseProjectx"]
+)
+def test_other_names_of_chains_are_refused(name):
+    with pytest.raises(ValueError, match="not the name of a chain"):
+        ops.ChainOp.parse(name)
 
 
 @settings(max_examples=60)
@@ -96,42 +161,81 @@ def test_convolution(data, op):
     weight = rng.normal(size=(c_out, c_in // group, *kernel)).astype(np.float32)
     bias = rng.normal(size=c_out).astype(np.float32)
 
-    top, left, bottom, right = pads
-    padded = torch.nn.functional.pad(
-        torch.from_numpy(x).double().permute(0, 3, 1, 2), (left, right, top, bottom)
-    )
-    linear = torch.nn.functional.conv2d(
-        padded,
-        torch.from_numpy(weight).double(),
-        stride=strides,
-        dilation=dilations,
-        groups=group,
-    ).permute(0, 2, 3, 1)
-    height, width = linear.shape[1:3]
-    mask = torch.from_numpy(rng.random((height, width)) < 0.6)
-    mask[rng.integers(height), rng.integers(width)] = True
-
-    constants = {"W": weight, "B": bias}
-    filled = linear.clone()
-    if op.fill == "bias":
-        constants["mask"] = mask.numpy().astype(np.uint8)
-        filled[:, ~mask] = 0
-    elif op.fill == "nearest":
-        source = source_map(mask, "nearest")
-        constants["source"] = source.numpy()
-        filled = linear.flatten(1, 2)[:, source.flatten().long()].reshape(linear.shape)
-    feeds = {"X": x}
-    expected = filled + torch.from_numpy(bias).double()
-    if op.residual:
-        feeds["R"] = rng.normal(size=expected.shape).astype(np.float32)
-        expected = expected + torch.from_numpy(feeds["R"]).double()
-    expected = ACTIVATIONS[op.activation](expected)
-
     attributes = {"strides": strides, "pads": pads, "dilations": dilations, "group": group}
+    plane = [
+        (n + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
+        for i, n in enumerate(size)
+    ]
+    mask = random_mask(rng, plane)
+    constants = {"W": weight, "B": bias, **fill_of(op, mask)}
+    feeds = {"X": x}
+    if op.residual:
+        feeds["R"] = rng.normal(size=(len(x), *plane, c_out)).astype(np.float32)
+    expected = convolution(x, weight, bias, attributes, op, mask, feeds.get("R"))
+
     attributes |= PARAMETERS.get(op.activation, {})
     file = one_node(op.name, constants, attributes, feeds)
     for library in (False, True):
         np.testing.assert_allclose(run(file, feeds, library), expected, rtol=1e-4, atol=1e-4)
+
+
+POINTWISE = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1}
+DEPTHWISE = [
+    ((3, 3), {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1]}),
+    ((3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1], "dilations": [1, 1]}),
+    ((5, 5), {"strides": [2, 1], "pads": [0, 2, 3, 1], "dilations": [1, 1]}),
+    ((3, 2), {"strides": [1, 2], "pads": [2, 0, 1, 1], "dilations": [2, 1]}),
+]
+
+
+@pytest.mark.parametrize("op", CHAINS, ids=lambda op: op.name)
+def test_chain(op):
+    """Against float64, and against its convolutions as nodes of their own."""
+    rng = np.random.default_rng(CHAINS.index(op))
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    c_in, wide, c_out = rng.integers([3, 9, 3], [20, 40, 20])
+    kernel, geometry = DEPTHWISE[CHAINS.index(op) % len(DEPTHWISE)]
+    geometry = {**geometry, "group": int(wide)}
+    value = x = normal(2, 9, 11, c_in if op.form.startswith("Expand") else wide)
+    feeds, constants, nodes = {"X": x}, {}, []
+    for stage, conv in op.stages.items():
+        shape = {
+            "Expand": (wide, c_in, 1, 1), "Depthwise": (wide, 1, *kernel), "Project": (c_out, wide, 1, 1)
+        }[stage]  # fmt: skip
+        attributes = geometry if stage == "Depthwise" else POINTWISE
+        weight, bias = normal(*shape), normal(shape[0])
+        dense = convolution(value, weight, bias, attributes, ops.ConvOp(), None)
+        # The masks of two stages in three, so that there is every pair of masked and dense.
+        full = torch.ones(dense.shape[1:3], dtype=torch.bool)
+        mask = random_mask(rng, full.shape) if rng.random() < 2 / 3 else full
+        if conv.residual:
+            feeds["R"] = normal(*dense.shape)
+        value = convolution(value, weight, bias, attributes, conv, mask, feeds.get("R"))
+        own = {
+            f"{key}_{stage.lower()}": array
+            for key, array in {"W": weight, "B": bias, **fill_of(conv, mask)}.items()
+        }
+        constants |= own
+        before = nodes[-1].output[0] if nodes else "X"
+        inputs = [before, *own, *(["R"] if conv.residual else [])]
+        last = stage == [*op.stages][-1]
+        attributes = attributes | PARAMETERS.get(conv.activation, {})
+        nodes.append(
+            helper.make_node(
+                conv.name, inputs, ["Y" if last else stage], domain=ops.DOMAIN, **attributes
+            )
+        )
+    assert op.inputs == ("X", *constants, *(["R"] if op.residual else []))
+    separate = model_of(nodes, constants, feeds)
+    attributes = geometry | PARAMETERS.get(op.activation, {})
+    chain = one_node(op.name, constants, attributes, feeds)
+    for library in (False, True):
+        y = run(chain, feeds, library)
+        np.testing.assert_allclose(y, value, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(y, run(separate, feeds, library), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("library", [False, True])

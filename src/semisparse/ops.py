@@ -1,4 +1,4 @@
-"""The operators of an exported file: names, attributes, portable bodies (docs/format.md)."""
+"""The operators of an exported file: names, inputs, portable bodies (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,21 @@ _POOL_ATTRIBUTES = {
     "GlobalAveragePool": {},
 }
 
-_NAME = re.compile(f"Conv({'|'.join(_FILLS.values())})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
+CHAIN_FORMS = {
+    "ExpandDepthwiseProject": ("Expand", "Depthwise", "Project"),
+    "ExpandDepthwise": ("Expand", "Depthwise"),
+    "DepthwiseProject": ("Depthwise", "Project"),
+}
+STAGE_SEPARATOR = "+"
+# Not Sigmoid: it gates, and no network has it between the layers of a block.
+CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish")
+
+_FILL_OF = {value: key for key, value in _FILLS.items()}
+_FILL = "|".join(_FILL_OF)
+_NAME = re.compile(f"Conv({_FILL})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
+_CHAIN_NAME = re.compile(
+    f"({'|'.join(CHAIN_FORMS)})({_FILL})?(Add)?({'|'.join(CHAIN_ACTIVATIONS)})?"
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,7 @@ class ConvOp:
     @property
     def name(self) -> str:
         """The operator's name in the file."""
-        fill = _FILLS[self.fill] if self.fill else ""
-        return f"Conv{fill}{'Add' if self.residual else ''}{self.activation or ''}"
+        return _name("Conv", self.fill, self.residual, self.activation)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -110,51 +123,130 @@ class ConvOp:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{name!r} is not the name of a convolution of {DOMAIN!r}.")
-        fills = {value: key for key, value in _FILLS.items()}
-        return cls(fills.get(match[1]), bool(match[2]), match[3])
+        return cls(_FILL_OF.get(match[1]), bool(match[2]), match[3])
 
 
-def portable_body(name: str) -> onnx.FunctionProto:
-    """The operator as a model-local function of standard operators.
+@dataclass(frozen=True)
+class ChainOp:
+    """Convolutions of an inverted residual (arXiv 1801.04381) as one operator.
+
+    Attributes:
+        form: one of `CHAIN_FORMS`.
+        fill: "bias" or "nearest" of all stages, or None where all are dense.
+        residual: whether a tensor of the output's shape is added to the projection.
+        activation: of the stages before the projection, one of `CHAIN_ACTIVATIONS` or None.
+    """
+
+    form: str
+    fill: str | None = None
+    residual: bool = False
+    activation: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The operator's name in the file."""
+        return _name(self.form, self.fill, self.residual, self.activation)
+
+    @property
+    def stages(self) -> dict[str, ConvOp]:
+        """The convolution of each stage, in order."""
+        active = ConvOp(self.fill, activation=self.activation)
+        linear = ConvOp(self.fill, self.residual)
+        return {name: linear if name == "Project" else active for name in CHAIN_FORMS[self.form]}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in order."""
+        constants = ConvOp(self.fill).inputs[1:]
+        staged = (f"{key}_{stage.lower()}" for stage in self.stages for key in constants)
+        return ("X", *staged, *(("R",) if self.residual else ()))
+
+    @classmethod
+    def parse(cls, name: str) -> ChainOp:
+        """The inverse of `name`.
+
+        Raises:
+            ValueError: no chain has that name.
+        """
+        match = _CHAIN_NAME.fullmatch(name)
+        if match is None or (match[3] and not match[1].endswith("Project")):
+            raise ValueError(f"{name!r} is not the name of a chain of {DOMAIN!r}.")
+        return cls(match[1], _FILL_OF.get(match[2]), bool(match[3]), match[4])
+
+
+def _name(stem: str, fill: str | None, residual: bool, activation: str | None) -> str:
+    return f"{stem}{_FILLS[fill] if fill else ''}{'Add' if residual else ''}{activation or ''}"
+
+
+def layers_of(op_type: str, name: str) -> list[str]:
+    """Names of the layers in a node of that name: of a chain's stages, or of the one layer."""
+    return name.split(STAGE_SEPARATOR) if op_type.startswith(tuple(CHAIN_FORMS)) else [name]
+
+
+def portable_bodies(name: str) -> list[onnx.FunctionProto]:
+    """The operator as a model-local function, after the functions that it calls.
 
     Args:
-        name: a convolution's name, `MaxPool`, `AveragePool` or `GlobalAveragePool`.
+        name: of a chain, a convolution, `MaxPool`, `AveragePool` or `GlobalAveragePool`.
 
     Raises:
         ValueError: no operator has that name.
     """
     if name in _POOL_ATTRIBUTES:
-        return _function(name, ("X",), _POOL_ATTRIBUTES[name], _pool_body(name))
-    op = ConvOp.parse(name)
+        return [_function(name, ("X",), _POOL_ATTRIBUTES[name], _pool_body(name))]
+    if name.startswith(tuple(CHAIN_FORMS)):
+        chain = ChainOp.parse(name)
+        return [*map(_conv, dict.fromkeys(chain.stages.values())), _chain(chain)]
+    return [_conv(ConvOp.parse(name))]
+
+
+def _chain(op: ChainOp) -> onnx.FunctionProto:
+    activation = _ACTIVATION_ATTRIBUTES.get(op.activation or "", {})
+    steps, value = [], "X"
+    for stage, conv in op.stages.items():
+        # All written out: not every runtime knows the defaults of a function within a function.
+        geometry = _linked(_CONV_ATTRIBUTES) if stage == "Depthwise" else _CONV_ATTRIBUTES
+        given = _listed({**geometry, **_linked(activation if conv.activation else {})})
+        own = (key if key == "R" else f"{key}_{stage.lower()}" for key in conv.inputs[1:])
+        result = "Y" if stage == CHAIN_FORMS[op.form][-1] else stage.lower()
+        steps.append(f"{result} = {DOMAIN}.{conv.name}{given}({', '.join((value, *own))})")
+        value = result
+    return _function(op.name, op.inputs, {**_CONV_ATTRIBUTES, **activation}, "\n".join(steps))
+
+
+def _conv(op: ConvOp) -> onnx.FunctionProto:
     attributes = {**_CONV_ATTRIBUTES, **_ACTIVATION_ATTRIBUTES.get(op.activation or "", {})}
     steps = ["x = Transpose<perm = [0, 3, 1, 2]>(X)"]
-    steps.append(_FILL_BODIES[op.fill].format(geometry=_references(_CONV_ATTRIBUTES)))
+    steps.append(_FILL_BODIES[op.fill].format(geometry=_listed(_linked(_CONV_ATTRIBUTES))))
     steps.append("y = Add(biased, R)" if op.residual else "y = Identity(biased)")
     steps.append(_ACTIVATION_BODIES[op.activation] if op.activation else "Y = Identity(y)")
-    return _function(name, op.inputs, attributes, "\n".join(steps))
+    return _function(op.name, op.inputs, attributes, "\n".join(steps))
 
 
 def _pool_body(name: str) -> str:
-    references = _references(_POOL_ATTRIBUTES[name])
+    given = _listed(_linked(_POOL_ATTRIBUTES[name]))
     return (
         "x = Transpose<perm = [0, 3, 1, 2]>(X)\n"
-        f"y = {name}{references}(x)\n"
+        f"y = {name}{given}(x)\n"
         "Y = Transpose<perm = [0, 2, 3, 1]>(y)"
     )
 
 
-def _references(attributes: dict[str, str]) -> str:
+def _linked(attributes: dict[str, str]) -> dict[str, str]:
     """Attributes of a body's node that are those of the function."""
-    listed = (f"{key}: {value.split()[0]} = @{key}" for key, value in attributes.items())
-    return f"<{', '.join(listed)}>" if attributes else ""
+    return {key: f"{value.split()[0]} = @{key}" for key, value in attributes.items()}
+
+
+def _listed(attributes: dict[str, str]) -> str:
+    """Attributes as they stand in the text of a function."""
+    listed = ", ".join(f"{key}: {value}" for key, value in attributes.items())
+    return f"<{listed}>" if listed else ""
 
 
 def _function(
     name: str, inputs: tuple[str, ...], attributes: dict[str, str], body: str
 ) -> onnx.FunctionProto:
-    declared = ", ".join(f"{key}: {value}" for key, value in attributes.items())
-    declared = f" <{declared}>" if declared else ""
     return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n'
-        f"{name}{declared} ({', '.join(inputs)}) => (Y)\n{{\n{body}\n}}"
+        f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>\n'
+        f"{name}{_listed(attributes)} ({', '.join(inputs)}) => (Y)\n{{\n{body}\n}}"
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from semisparse import ops
 from semisparse.errors import ExportError, ModelError
+from semisparse.export.chain import fuse_chains, is_chain
 from semisparse.export.fold import fold_batch_norm
 from semisparse.export.fuse import fuse, is_conv
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
@@ -34,8 +35,9 @@ class ExportedLayer:
     """A convolution in the file.
 
     Attributes:
-        name: of the node, which is the layer's, with `#2` and so on for further calls.
-        op: the operator, such as `ConvFillNearestAddRelu`.
+        name: the layer's, with `#2` and so on for further calls.
+        op: the operator that computes it, such as `ConvFillNearestAddRelu`; several layers in a row
+            have one if they are a chain.
         height, width: of the output plane.
         sparsity: fraction of the plane that is masked.
     """
@@ -77,6 +79,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     verify: bool = True,
+    chains: bool = True,
 ) -> ExportReport:
     """Write a model, with its masks, as one `.onnx` file that runs anywhere.
 
@@ -88,6 +91,7 @@ def export_onnx(
         example_input: `[N, C, H, W]`, or the tensors that the model's forward takes.
         path: the file; one that is there is replaced, after everything else has succeeded.
         verify: compare the file with torch before it is written.
+        chains: fuse the convolutions of inverted residuals (docs/format.md); False for comparing.
 
     Raises:
         ModelError: the model has no convolution, has values that are not finite or not float32, or
@@ -104,7 +108,7 @@ def export_onnx(
     model = copy.deepcopy(model).cpu().eval()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, MaskedConv2d)}
 
-    graph_model = build(model, inputs, layers)
+    graph_model = build(model, inputs, layers, chains)
     masks = {name: layer.mask for name, layer in layers.items()}
     graph_model.metadata_props.update(metadata(model, masks))
     file = ir.to_proto(graph_model).SerializeToString()
@@ -124,7 +128,10 @@ def export_onnx(
 
 
 def build(
-    model: nn.Module, inputs: tuple[Tensor, ...], layers: dict[str, MaskedConv2d]
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    layers: dict[str, MaskedConv2d],
+    chains: bool,
 ) -> ir.Model:
     """The graph as it goes into the file: the passes in their order."""
     graph_model = trace(model, inputs)
@@ -138,6 +145,8 @@ def build(
         )
     put_masks(graph_model, layers)
     fuse(graph_model)
+    if chains:
+        fuse_chains(graph_model)
     passes.OutputFixPass()(graph_model)
     name_ends(graph_model.graph)
     passes.ClearMetadataAndDocStringPass()(graph_model)
@@ -149,8 +158,9 @@ def build(
 def _add_bodies(graph_model: ir.Model) -> None:
     names = sorted({node.op_type for node in graph_model.graph if node.domain == ops.DOMAIN})
     for name in names:
-        function = ir.serde.deserialize_function(ops.portable_body(name))
-        graph_model.functions[function.identifier()] = function
+        for body in ops.portable_bodies(name):
+            function = ir.serde.deserialize_function(body)
+            graph_model.functions[function.identifier()] = function
 
 
 def _check_model(model: nn.Module) -> None:
@@ -193,18 +203,17 @@ def _write(path: Path, file: bytes) -> None:
 
 def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[ExportedLayer, ...]:
     listed = []
-    for node in filter(is_conv, graph_model.graph):
-        shape = node.outputs[0].shape
-        assert shape is not None
-        height, width = (dim for dim in shape[1:3] if isinstance(dim, int))
-        mask = masks.get(layer_of(node))
-        listed.append(
-            ExportedLayer(
-                name=node.name or "",
-                op=node.op_type,
-                height=height,
-                width=width,
-                sparsity=0.0 if mask is None else sparsity_of(mask),
-            )
-        )
+    for node in graph_model.graph:
+        if not is_conv(node) and not is_chain(node):
+            continue
+        for index, name in enumerate(ops.layers_of(node.op_type, node.name or "")):
+            # A chain's other stages share a plane.
+            expansion = node.op_type.startswith("Expand") and index == 0
+            value = node.inputs[0] if expansion else node.outputs[0]
+            assert value is not None
+            assert value.shape is not None
+            height, width = (dim for dim in value.shape[1:3] if isinstance(dim, int))
+            mask = masks.get(layer_of(name))
+            sparsity = 0.0 if mask is None else sparsity_of(mask)
+            listed.append(ExportedLayer(name, node.op_type, height, width, sparsity))
     return tuple(listed)

@@ -30,7 +30,7 @@ def put_masks(model: ir.Model, layers: Mapping[str, MaskedConv2d]) -> None:
     shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     left = set(layers)
     for node in model.graph:
-        layer = layer_of(node)
+        layer = layer_of(node.name or "")
         if node.domain != ops.DOMAIN or node.op_type != "Conv" or layer not in layers:
             continue
         left.discard(layer)
@@ -55,6 +55,6 @@ def put_masks(model: ir.Model, layers: Mapping[str, MaskedConv2d]) -> None:
         )
 
 
-def layer_of(node: ir.Node) -> str:
-    """Name of the layer that a node came from, whichever call it is."""
-    return (node.name or "").partition("#")[0]
+def layer_of(name: str) -> str:
+    """Name of the layer, whichever call of it the name tells."""
+    return name.partition("#")[0]

@@ -77,10 +77,11 @@ def _first_off(exact: nn.Module, inputs: tuple[Tensor, ...], file: bytes, kind: 
     seen = _layer_inputs(exact, inputs)
     proto = onnx.load_from_string(file)
     producers = {name: node for node in proto.graph.node for name in node.output}
+    first = {n.name: ops.layers_of(n.op_type, n.name)[0] for n in proto.graph.node}
     read = [
-        (node, node.input[0], seen[node.name])
+        (node, node.input[0], seen[first[node.name]])
         for node in proto.graph.node
-        if node.domain == ops.DOMAIN and node.name in seen and node.input[0] in producers
+        if node.domain == ops.DOMAIN and first[node.name] in seen and node.input[0] in producers
     ]
     del proto.graph.output[:]
     names = list(dict.fromkeys(name for _, name, _ in read))

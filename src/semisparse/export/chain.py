@@ -1,0 +1,149 @@
+"""The convolutions of an inverted residual fused into one operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from semisparse import ops
+from semisparse.export.fuse import is_conv
+from semisparse.export.graph import constant, remove_unused
+
+
+def fuse_chains(model: ir.Model) -> None:
+    """Fuse depthwise convolutions with the pointwise ones before and behind them.
+
+    What is between the stages must have no other reader. `docs/format.md` says which activations,
+    fills and residuals a chain can have; where three stages do not go together, two may.
+    """
+    for node in list(model.graph):
+        chain = _chain(node)
+        if chain is not None:
+            _replace(model, *chain)
+    remove_unused(model)
+
+
+def is_chain(node: ir.Node) -> bool:
+    """Whether a node is a chain of convolutions of `semisparse`."""
+    return node.domain == ops.DOMAIN and node.op_type.startswith(tuple(ops.CHAIN_FORMS))
+
+
+def _chain(depthwise: ir.Node) -> tuple[ops.ChainOp, list[ir.Node]] | None:
+    """The longest chain around a node, and its stages."""
+    if not _is_depthwise(depthwise):
+        return None
+    own = ops.ConvOp.parse(depthwise.op_type)
+    if own.residual or own.activation not in (None, *ops.CHAIN_ACTIVATIONS):
+        return None
+    stages = {
+        "Expand": _expansion(depthwise),
+        "Depthwise": depthwise,
+        "Project": _projection(depthwise),
+    }
+    for form, names in ops.CHAIN_FORMS.items():
+        nodes = [node for node in map(stages.get, names) if node is not None]
+        found = [ops.ConvOp.parse(node.op_type) for node in nodes]
+        fills = {op.fill for op in found if op.fill is not None}
+        if len(nodes) == len(names) and len(fills) <= 1:
+            # Only a projection has a residual.
+            residual = any(op.residual for op in found)
+            return ops.ChainOp(form, next(iter(fills), None), residual, own.activation), nodes
+    return None
+
+
+def _expansion(depthwise: ir.Node) -> ir.Node | None:
+    x = depthwise.inputs[0]
+    node = x.producer() if x is not None else None
+    if node is None or not _is_pointwise(node) or _only_reader(node) is not depthwise:
+        return None
+    residual = ops.ConvOp.parse(node.op_type).residual
+    return node if not residual and _activation(node) == _activation(depthwise) else None
+
+
+def _projection(depthwise: ir.Node) -> ir.Node | None:
+    node = _only_reader(depthwise)
+    if node is None or not _is_pointwise(node) or node.inputs[0] is not depthwise.outputs[0]:
+        return None
+    return node if ops.ConvOp.parse(node.op_type).activation is None else None
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    out = node.outputs[0]
+    return None if out.is_graph_output() or len(out.uses()) != 1 else out.consumers()[0]
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    if not _can_be_stage(node):
+        return False
+    group = node.attributes.get_int("group", 1)
+    return group > 1 and _weights(node)[:2] == (group, 1)
+
+
+def _is_pointwise(node: ir.Node) -> bool:
+    return (
+        _can_be_stage(node)
+        and _weights(node)[2:] == (1, 1)
+        and node.attributes.get_int("group", 1) == 1
+        and set(node.attributes.get_ints("strides", [1, 1])) == {1}
+        and set(node.attributes.get_ints("pads", [0, 0])) == {0}
+    )
+
+
+def _can_be_stage(node: ir.Node) -> bool:
+    return is_conv(node) and ops.STAGE_SEPARATOR not in (node.name or "")
+
+
+def _activation(node: ir.Node) -> tuple[str | None, list[float | None]]:
+    parameters = [node.attributes.get_float(key, None) for key in ("alpha", "min", "max")]
+    return ops.ConvOp.parse(node.op_type).activation, parameters
+
+
+def _weights(node: ir.Node) -> tuple[int, ...]:
+    weights = node.inputs[1]
+    assert weights is not None
+    assert weights.const_value is not None
+    return tuple(weights.const_value.shape.numpy())
+
+
+def _replace(model: ir.Model, op: ops.ChainOp, stages: Sequence[ir.Node]) -> None:
+    """One node in the place of the last stage."""
+    inputs = [stages[0].inputs[0]]
+    attributes: dict[str, Any] = {}
+    for stage, node in zip(op.stages, stages, strict=True):
+        inputs += node.inputs[1:3]
+        if op.fill is not None:
+            masked = ops.ConvOp.parse(node.op_type).fill is not None
+            inputs.append(node.inputs[3] if masked else _all_computed(model, op.fill, node))
+        if stage == "Depthwise":
+            attributes = {key: value.value for key, value in node.attributes.items()}
+    last = stages[-1]
+    if op.residual:
+        inputs.append(last.inputs[-1])
+    chain = ir.node(
+        op.name,
+        inputs,
+        attributes,
+        domain=ops.DOMAIN,
+        name=ops.STAGE_SEPARATOR.join(node.name or "" for node in stages),
+    )
+    ir.convenience.replace_nodes_and_values(
+        model.graph, last, stages[::-1], [chain], last.outputs, chain.outputs
+    )
+
+
+def _all_computed(model: ir.Model, fill: str, node: ir.Node) -> ir.Value:
+    """The mask or source map of a plane with nothing masked, once in the graph."""
+    shape = node.outputs[0].shape
+    assert shape is not None
+    plane = tuple(size for size in shape[1:3] if isinstance(size, int))
+    kind = ops.ConvOp(fill).inputs[-1]
+    name = f"{kind}_{'x'.join(map(str, plane))}"
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    if fill == "bias":
+        return constant(model, name, np.ones(plane, np.uint8))
+    return constant(model, name, np.arange(math.prod(plane), dtype=np.int32).reshape(plane))
