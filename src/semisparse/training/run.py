@@ -15,6 +15,7 @@ runs/x/
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import warnings
@@ -40,7 +41,10 @@ from semisparse.training.data import ImageData
 from semisparse.training.history import History
 from semisparse.training.module import Classifier
 from semisparse.training.progress import RunProgress, bars
+from semisparse.training.pruning import prune
 from semisparse.training.settings import TrainSettings
+
+_TAYLOR_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,10 @@ def _train(options: TrainSettings, out: Path, progress: Progress) -> RunResult:
             options.workers,
             options.seed,
         )
-        model = models.create(options.model, data.num_classes, options.weights, data.channels)
-        _check_outputs(options.model, model, data)
+        model, architecture = _create(options, data)
         sparsity = (
-            SparsityCallback(options.sparsity, data.example_input, target="model")
-            if options.sparsity
+            SparsityCallback(options.masks, data.example_input, target="model")
+            if options.masks
             else None
         )
         module = Classifier(
@@ -165,6 +168,7 @@ def _train(options: TrainSettings, out: Path, progress: Progress) -> RunResult:
         saved.save(
             out / "model.pt",
             model,
+            architecture=architecture,
             num_classes=data.num_classes,
             example_input=data.example_input,
             sparsifier=sparsifier,
@@ -180,6 +184,38 @@ def _train(options: TrainSettings, out: Path, progress: Progress) -> RunResult:
     )
     _write(out / "result.json", dataclasses.asdict(result))
     return result
+
+
+def _create(options: TrainSettings, data: ImageData) -> tuple[nn.Module, str]:
+    """The model as training starts with it, and the name of its architecture."""
+    source = Path(options.model)
+    if not source.is_dir():
+        model = models.create(options.model, data.num_classes, options.weights, data.channels)
+        architecture = options.model
+        # A factory may give trained weights.
+        if options.prune_channels and options.weights is None and ":" not in architecture:
+            raise ConfigError(
+                f"prune_channels is {options.prune_channels}, but which channels of {architecture} "
+                "matter is not known while its weights are random; give weights, or the folder of "
+                "a finished run as model."
+            )
+    elif options.weights is not None:
+        raise ConfigError(
+            f"The run {source} has weights of its own, but weights is {options.weights}; give one "
+            "of them."
+        )
+    else:
+        model, architecture = saved.load_dense(source)
+    _check_outputs(options.model, model, data)
+    if options.prune_channels:
+        prune(
+            model,
+            data.example_input,
+            options.prune_channels,
+            options.prune_importance,
+            itertools.islice(data.train_dataloader(), -(-_TAYLOR_IMAGES // data.batch_size)),
+        )
+    return model, architecture
 
 
 def _check_outputs(name: str, model: nn.Module, data: ImageData) -> None:

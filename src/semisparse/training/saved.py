@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,18 +14,25 @@ from semisparse.errors import ConfigError
 from semisparse.files import writing
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import models, settings
+from semisparse.training.pruning import resize
+from semisparse.training.settings import TrainSettings
 
 
 def save(
     path: Path,
     model: nn.Module,
     *,
+    architecture: str,
     num_classes: int,
     example_input: torch.Tensor,
     sparsifier: Sparsifier | None,
 ) -> None:
-    """Write the model, `[N, C, H, W] -> [N, num_classes]`, with its masks, whole or not at all."""
+    """Write a model, `[N, C, H, W] -> [N, num_classes]`, with its masks, whole or not at all.
+
+    `architecture` is its name for `models.create`; its layers may have fewer channels.
+    """
     saved = {
+        "architecture": architecture,
         "model": model.state_dict(),
         "num_classes": num_classes,
         "example_input": example_input,
@@ -39,6 +48,28 @@ def load_run(out: Path) -> tuple[nn.Module, torch.Tensor, SparsityConfig | None]
     Returns the model, an example input `[1, C, H, W]`, and the configuration of the masks, which
     is `None` for a dense run. Raises `ConfigError` when the folder holds no finished run.
     """
+    saved, options = _read(out)
+    model = _blank(saved)
+    if options.masks is not None:
+        state = saved["sparsifier"]
+        sparsifier = Sparsifier(model, saved["example_input"], options.masks, state["total_steps"])
+        sparsifier.load_state_dict(state)
+    model.load_state_dict(saved["model"])
+    return model, saved["example_input"], options.sparsity
+
+
+def load_dense(out: Path) -> tuple[nn.Module, str]:
+    """The trained model of a finished run without its masks, in evaluation mode.
+
+    Returns the model and the name of its architecture. Raises `ConfigError` as `load_run`.
+    """
+    saved, _ = _read(out)
+    model = _blank(saved)
+    model.load_state_dict({name: saved["model"][name] for name in model.state_dict()})
+    return model, saved["architecture"]
+
+
+def _read(out: Path) -> tuple[dict[str, Any], TrainSettings]:
     options = settings.read(out)
     path = out / "model.pt"
     try:
@@ -52,12 +83,11 @@ def load_run(out: Path) -> tuple[nn.Module, torch.Tensor, SparsityConfig | None]
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__}: {error}); train again."
         ) from error
-    example: torch.Tensor = saved["example_input"]
-    model = models.create(options.model, saved["num_classes"], input_channels=example.shape[1])
-    model.eval()
-    if options.sparsity is not None:
-        state = saved["sparsifier"]
-        sparsifier = Sparsifier(model, example, options.sparsity, state["total_steps"])
-        sparsifier.load_state_dict(state)
-    model.load_state_dict(saved["model"])
-    return model, example, options.sparsity
+    return {"architecture": options.model, **saved}, options
+
+
+def _blank(saved: Mapping[str, Any]) -> nn.Module:
+    channels = saved["example_input"].shape[1]
+    model = models.create(saved["architecture"], saved["num_classes"], input_channels=channels)
+    resize(model, saved["model"])
+    return model.eval()

@@ -55,7 +55,8 @@ class TrainSettings:
     """Settings of a training run, as written to `config.json` in its folder.
 
     Attributes:
-        model, weights: as `models.create`.
+        model, weights: as `models.create`; or the folder of a finished run, whose weights are then
+            the first ones, without its masks.
         data, data_root, download, image_size, workers: as `data.ImageData`.
         sparsity: what is masked; `None` for a dense run.
         epochs: passes over the training images.
@@ -75,9 +76,9 @@ class TrainSettings:
             trains without one.
         distill_alpha: share of the teacher in the loss; 1 leaves the labels out.
         temperature: that softens the logits of teacher and student.
-        prune_channels: share of the channels that is removed before masks are trained.
+        prune_channels: share of the channels that is removed before anything is trained.
         prune_importance: by what channels are ranked: `"magnitude"` or `"taylor"`.
-        prune_epochs: epochs of training between the pruning and the masks.
+        prune_epochs: how many of the epochs pass before the schedule of the masks begins.
         seed: of weights, order of the images, augmentation and masks.
 
     Raises `ConfigError` for values out of range.
@@ -154,6 +155,25 @@ class TrainSettings:
             raise ConfigError(
                 f"teacher_weights is {self.teacher_weights!r}, but there is no teacher; name one."
             )
+        if self.prune_epochs and not self.prune_channels:
+            raise ConfigError(
+                f"prune_epochs is {self.prune_epochs}, but prune_channels is 0, so nothing is pruned; "
+                "give both or none."
+            )
+        if self.prune_epochs >= self.epochs:
+            raise ConfigError(
+                f"prune_epochs is {self.prune_epochs} of {self.epochs} epochs, which leaves none for "
+                "the masks; give more epochs."
+            )
+
+    @property
+    def masks(self) -> SparsityConfig | None:
+        """`sparsity` with its schedule moved into the epochs that follow those of pruning."""
+        if self.sparsity is None or not self.prune_epochs:
+            return self.sparsity
+        left = 1 - self.prune_epochs / self.epochs
+        begin, end = (1 - left * (1 - at) for at in (self.sparsity.begin, self.sparsity.end))
+        return dataclasses.replace(self.sparsity, begin=begin, end=end)
 
     def _check_type(self, name: str, kind: Any, wanted: str) -> Any:
         value = getattr(self, name)
