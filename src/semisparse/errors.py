@@ -21,6 +21,10 @@ class DataError(SemisparseError, ValueError):
     """A data set is absent, empty or unreadable."""
 
 
+class TrainingError(SemisparseError, RuntimeError):
+    """Training cannot go on: the loss diverged, or the processes of a run disagree."""
+
+
 class ExportError(SemisparseError, RuntimeError):
     """An exported file would not compute what the torch model computes, or cannot be written."""
 

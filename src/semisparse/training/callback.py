@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from semisparse.config import SparsityConfig
-from semisparse.errors import ConfigError, ModelError
+from semisparse.errors import ConfigError, ModelError, TrainingError
 from semisparse.sparsifier import Sparsifier
 
 
@@ -20,14 +21,16 @@ class SparsityCallback(Callback):
 
     Every optimizer step advances the sparsifier before its first batch, and every batch's loss is
     observed. All state is in the Trainer's checkpoints, so a resumed run has the masks that an
-    uninterrupted one would. Logs `sparsity`, the target in force.
+    uninterrupted one would. Logs `sparsity`, the target in force. With several devices, the ranks
+    compare their masks after every epoch and when the masks are frozen.
 
     `target` names the submodule of the LightningModule to mask, by default all of it.
     `example_input` is what that submodule is called with, `[N, C, H, W]`; by default the
     LightningModule's `example_input_array`. After fitting, `sparsifier` holds the masks.
 
-    Raises `ModelError` when fitting starts without an example input or gives no loss, and
-    `ConfigError` when the number of steps is not known.
+    Raises `ModelError` when fitting starts without an example input or gives no loss,
+    `ConfigError` when the number of steps is not known, and `TrainingError`, on every rank, when
+    the masks of the ranks differ.
     """
 
     def __init__(
@@ -60,14 +63,19 @@ class SparsityCallback(Callback):
                 f"The sparsity schedule needs a known number of steps, not {steps}; give the "
                 "Trainer max_epochs or max_steps."
             )
-        self.sparsifier = Sparsifier(model, example.to(pl_module.device), self.config, int(steps))
+        # Where the model is by now, which is not yet the device of the training.
+        device = next(model.parameters()).device
+        self.sparsifier = Sparsifier(model, example.to(device), self.config, int(steps))
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
+            before = self._attached.frozen
             self._attached.step()
+            if self._attached.frozen and not before:
+                self._compare(trainer)
         pl_module.log("sparsity", self._attached.sparsity, on_step=True, on_epoch=False)
 
     @override
@@ -88,9 +96,14 @@ class SparsityCallback(Callback):
         self._attached.observe(loss)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._compare(trainer)
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.interrupted and not self._attached.frozen:
             self._attached.freeze()
+            self._compare(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -101,8 +114,38 @@ class SparsityCallback(Callback):
         if state_dict:
             self._attached.load_state_dict(state_dict)
 
+    def _compare(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1:
+            return
+        digests = _digests(self._attached)
+        # NCCL gathers on its devices only.
+        own = torch.tensor(list(digests.values()), device=trainer.strategy.root_device)
+        gathered = trainer.strategy.all_gather(own)
+        differ = (gathered != gathered[0]).any(dim=0).tolist()
+        names = [name for name, wrong in zip(digests, differ, strict=True) if wrong]
+        if names:
+            raise TrainingError(
+                f"The masks of {', '.join(names)} differ between the {trainer.world_size} "
+                f"processes after step {trainer.global_step}; start all of them with the same "
+                "seed, configuration and version of semisparse."
+            )
+
     @property
     def _attached(self) -> Sparsifier:
         if self.sparsifier is None:
             raise ModelError("SparsityCallback is not attached; it attaches when fitting starts.")
         return self.sparsifier
+
+
+def _digests(sparsifier: Sparsifier) -> dict[str, int]:
+    """One number for each layer, of its mask and of what the next ones will be drawn from."""
+    state = sparsifier.state_dict()
+    # DistributedDataParallel overwrites the masks, as all buffers, with those of the first rank,
+    # so a rank that went its own way may show in its generator only.
+    generator = state["generator"].numpy().tobytes()
+    return {
+        name: int.from_bytes(
+            hashlib.sha256(mask.numpy().tobytes() + generator).digest()[:8], "big", signed=True
+        )
+        for name, mask in state["masks"].items()
+    }

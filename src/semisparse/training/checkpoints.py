@@ -1,23 +1,31 @@
-"""Checkpoints that a crash cannot tear, and the choice of the best one."""
+"""Checkpoints that no crash can tear or lose, and the choice of the best one."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
 from typing_extensions import override
 
 from semisparse.errors import ConfigError
 from semisparse.files import writing
 from semisparse.training.callback import SparsityCallback
+from semisparse.training.divergence import check_weights
+from semisparse.training.interruption import StopRequest
+
+LAST, PREVIOUS, BEST, DAMAGED = "last.ckpt", "previous.ckpt", "best.ckpt", "damaged.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so the previous checkpoint stays until the new is whole.
+    """Writes beside the target and renames; the last checkpoint becomes the previous one.
 
     Lightning's own goes through the system's temporary folder, from where a move is not atomic
     when that is another file system.
@@ -33,47 +41,121 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, draft, storage_options)
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`: the end of the last epoch, or `steps` or a stop within one.
+
+    With `steps` above 0 a checkpoint is written every so many steps as well. When `stop` was
+    requested, one is written after the batch in hand, or after the validation in hand, and the run
+    is interrupted.
+    """
+
+    def __init__(self, folder: Path, steps: int, stop: StopRequest) -> None:
+        self._path = folder / LAST
+        self._steps = steps
+        self._stop = stop
 
     @override
-    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        try:
-            return super().load_checkpoint(path, *arguments, **options)
-        except Exception as error:
-            raise ConfigError(
-                f"Checkpoint {path} cannot be read ({type(error).__name__}: {error}); remove it "
-                "to train from the beginning."
-            ) from error
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.is_last_batch:
+            return
+        stop = self._stop.granted(trainer)
+        if stop or (self._steps and trainer.global_step % self._steps == 0):
+            _save(trainer, pl_module, self._path)
+        if stop:
+            raise KeyboardInterrupt
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _save(trainer, pl_module, self._path)
+        if self._stop.granted(trainer):
+            raise KeyboardInterrupt
 
 
-def last_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Keeps `last.ckpt`, written at the end of every epoch."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-
-
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(Checkpoint):
     """Keeps `best.ckpt`, by validation accuracy, among the epochs with the final masks.
 
     Before the masks are frozen the sparsity is lower, so accuracies are not comparable.
     """
 
     def __init__(self, folder: Path, sparsity: SparsityCallback | None) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="best",
-            monitor="val_accuracy",
-            mode="max",
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+        self._path = folder / BEST
         self._sparsity = sparsity
+        self._accuracy = -1.0
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sparsifier = self._sparsity.sparsifier if self._sparsity else None
-        if sparsifier is None or sparsifier.frozen:
-            super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn != TrainerFn.FITTING or (sparsifier and not sparsifier.frozen):
+            return
+        accuracy = float(trainer.callback_metrics["val_accuracy"])
+        if accuracy > self._accuracy:
+            self._accuracy = accuracy
+            _save(trainer, pl_module, self._path)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracy": self._accuracy}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._accuracy = state_dict["accuracy"]
+
+
+def _save(trainer: Trainer, module: LightningModule, path: Path) -> None:
+    check_weights(trainer, module)
+    trainer.save_checkpoint(path)
+
+
+def resumable(folder: Path, console: Console | None) -> Path | None:
+    """The checkpoint to go on from: the last one, or the previous if the last is damaged.
+
+    The process that has a `console` says so there, and moves the damaged one aside, so that it
+    never becomes the previous one in its turn. Returns `None` when there is no checkpoint, and
+    raises `ConfigError` when there are only damaged ones.
+    """
+    damages: list[str] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        try:
+            _check(path)
+        except FileNotFoundError:
+            continue
+        except _DamagedError as error:
+            damages.append(str(error))
+            continue
+        if damages and console:
+            os.replace(folder / LAST, folder / DAMAGED)
+            warning = f"warning: {damages[0]}; going on from {path}."
+            console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return path
+    if damages:
+        raise ConfigError(f"{' and '.join(damages)}; remove {folder} to train from the beginning.")
+    return None
+
+
+def _check(path: Path) -> None:
+    try:
+        # torch reads tensors without looking at their checksums.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _DamagedError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""

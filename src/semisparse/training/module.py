@@ -11,36 +11,32 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from semisparse.training import recipe
+from semisparse.training.distillation import Teacher, distillation_loss
+from semisparse.training.settings import TrainSettings
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Classifier(LightningModule):
-    """Trains `model`, `[N, C, H, W] -> [N, num_classes]`, by SGD with momentum.
+    """Trains `model`, `[N, C, H, W] -> [N, num_classes]`, by the recipe of `options`.
 
-    The learning rate falls every step from `learning_rate` to 1% of it, along a cosine or a
-    straight line. Weight decay is on weights only, not on biases and batch norm.
+    With a teacher the loss is `(1 - distill_alpha)` of the cross entropy with the labels and
+    `distill_alpha` of the `distillation_loss`; validation and test have the former only.
     """
 
     def __init__(
         self,
         model: nn.Module,
         num_classes: int,
-        *,
-        learning_rate: float = 0.1,
-        schedule: str = "cosine",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        label_smoothing: float = 0.0,
-        seed: int = 0,
+        options: TrainSettings,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.seed = seed
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.options = options
+        self.teacher = teacher
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -50,16 +46,20 @@ class Classifier(LightningModule):
         return logits
 
     @override
-    def on_train_epoch_start(self) -> None:
-        # Augmentation and dropout become a function of seed and epoch, so that a resumed run
-        # repeats an uninterrupted one. Ranks differ, as their images do.
-        entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout becomes a function of seed and step, so that a resumed run repeats an
+        # uninterrupted one. Ranks differ, as their images do.
+        entropy = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         x, y = batch
-        loss: torch.Tensor = self.criterion(self(x), y)
+        logits = self(x)
+        loss: torch.Tensor = self.criterion(logits, y)
+        if self.teacher is not None:
+            soft = distillation_loss(logits, self.teacher(x), self.options.temperature)
+            loss = loss.lerp(soft, self.options.distill_alpha)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
         return loss
 
@@ -81,18 +81,7 @@ class Classifier(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+        optimizer = recipe.optimizer(self.model.parameters(), self.options)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler: torch.optim.lr_scheduler.LRScheduler
-        if self.schedule == "linear":
-            scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
-        else:
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, steps, eta_min=0.01 * self.learning_rate
-            )
+        scheduler = recipe.schedule(optimizer, self.options, steps)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

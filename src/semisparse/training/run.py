@@ -2,8 +2,10 @@
 
 runs/x/
     config.json             the resolved settings, written first
-    checkpoints/last.ckpt   end of the last epoch, what --resume goes on from
-    checkpoints/best.ckpt   best validation accuracy among the epochs with the final masks
+    checkpoints/
+        last.ckpt           what --resume goes on from
+        previous.ckpt       the one before it, for when the last one is damaged
+        best.ckpt           best validation accuracy among the epochs with the final masks
     metrics.csv             one row an epoch
     tensorboard/            the same for TensorBoard, and the sparsity of every step
     model.pt                final weights, masks and example input, what `saved.load_run` reads
@@ -15,36 +17,36 @@ runs/x/
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
-import logging
-import warnings
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import Progress
 from torch import nn
 
-from semisparse.errors import ConfigError, ModelError
+from semisparse.errors import ConfigError, ModelError, TrainingError
 from semisparse.export import export_header, export_onnx
 from semisparse.files import writing
 from semisparse.training import models, saved, settings
+from semisparse.training import trainer as trainers
 from semisparse.training.callback import SparsityCallback
-from semisparse.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, last_checkpoint
+from semisparse.training.checkpoints import resumable
 from semisparse.training.data import ImageData
-from semisparse.training.history import History
 from semisparse.training.module import Classifier
-from semisparse.training.progress import RunProgress, bars
+from semisparse.training.progress import bars
 from semisparse.training.pruning import prune
 from semisparse.training.settings import TrainSettings
 
 _TAYLOR_IMAGES = 512
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -62,39 +64,32 @@ def train(
 ) -> RunResult:
     """Train, freeze, test and export one model into the folder `out`.
 
-    With `resume`, goes on from the last finished epoch of an interrupted run; a finished run is
-    returned as it is. The final weights are the last epoch's, for dense and sparse runs alike: the
-    learning rate has then fallen to 1%, and the masks are fixed. `progress` takes the run's bar,
-    by default its own on standard error.
+    With `resume`, goes on from the last checkpoint of an interrupted run, or from the one before
+    it where that is damaged; a finished run is returned as it is. The final weights are the last
+    epoch's, for dense and sparse runs alike: the learning rate has then fallen to 1%, and the masks
+    are fixed. `progress` takes the run's bar, by default its own on standard error.
 
-    Raises `ConfigError` when the folder holds another run or cannot be written, and what the
-    model, data and export raise.
+    With several devices this is called in every process, by Lightning's launcher or by torchrun.
+    All of them return the result; the first alone writes, and alone reports an error that all have.
+
+    Raises `ConfigError` when the folder holds another run or cannot be written, when its settings
+    differ from `options` or all its checkpoints are damaged; `TrainingError` when the loss
+    diverges; and what the model, data and export raise.
     """
-    finished = _open(options, out, resume)
-    if finished is not None:
+    if resume and (finished := _finished(options, out)):
         return finished
-    if progress is None:
-        with bars() as own:
-            return _train(options, out, own)
-    return _train(options, out, progress)
+    bar = progress or bars()
+    sparsity = SparsityCallback(options.masks, target="model") if options.masks else None
+    with trainers.quiet():
+        trainer = trainers.create(options, out, sparsity, bar)
+        first = trainer.is_global_zero
+        if first and not resume:
+            _begin(options, out)
+        with bar if first and progress is None else nullcontext(), _as_one(trainer, out, bar):
+            return _train(options, out, trainer, sparsity, bar)
 
 
-def _open(options: TrainSettings, out: Path, resume: bool) -> RunResult | None:
-    if not resume:
-        # A run that failed before its first checkpoint, say over a mistyped rule, is no loss.
-        replaceable = {"config.json", "tensorboard"}
-        if out.exists() and (
-            not out.is_dir() or any(entry.name not in replaceable for entry in out.iterdir())
-        ):
-            raise ConfigError(
-                f"{out} exists already; go on with --resume {out}, or give another folder."
-            )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            _write(out / "config.json", options.to_dict())
-        except OSError as error:
-            raise ConfigError(f"{out} cannot be written ({error}); give another folder.") from error
-        return None
+def _finished(options: TrainSettings, out: Path) -> RunResult | None:
     differences = options.differences(settings.read(out))
     if differences:
         raise ConfigError(
@@ -105,83 +100,103 @@ def _open(options: TrainSettings, out: Path, resume: bool) -> RunResult | None:
     return RunResult(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def _train(options: TrainSettings, out: Path, progress: Progress) -> RunResult:
-    with _quiet():
-        lightning.seed_everything(options.seed, workers=True, verbose=False)
-        data = ImageData(
-            options.data,
-            options.data_root,
-            options.image_size,
-            options.batch_size,
-            options.workers,
-            options.seed,
+def _begin(options: TrainSettings, out: Path) -> None:
+    # A run that failed before its first checkpoint, say over a mistyped rule, is no loss.
+    replaceable = {"config.json", "tensorboard"}
+    if out.exists() and (
+        not out.is_dir() or any(entry.name not in replaceable for entry in out.iterdir())
+    ):
+        raise ConfigError(
+            f"{out} exists already; go on with --resume {out}, or give another folder."
         )
-        model, architecture = _create(options, data)
-        sparsity = (
-            SparsityCallback(options.masks, data.example_input, target="model")
-            if options.masks
-            else None
-        )
-        module = Classifier(
-            model,
-            data.num_classes,
-            learning_rate=options.learning_rate,
-            schedule=options.schedule,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            label_smoothing=options.label_smoothing,
-            seed=options.seed,
-        )
-        last = out / "checkpoints" / "last.ckpt"
-        trainer = lightning.Trainer(
-            max_epochs=options.epochs,
-            accelerator="auto",
-            devices=1,
-            precision=_precision(),
-            logger=TensorBoardLogger(out, name="tensorboard", version=""),
-            log_every_n_steps=1,
-            callbacks=[
-                *([sparsity] if sparsity else []),
-                History(out / "metrics.csv"),
-                RunProgress(progress, out.name),
-                last_checkpoint(last.parent),
-                BestCheckpoint(last.parent, sparsity),
-            ],
-            plugins=[AtomicCheckpointIO()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        resumable = str(last) if last.is_file() else None
-        try:
-            trainer.fit(module, data, ckpt_path=resumable, weights_only=True)
-        except SystemExit as stop:
-            # What Lightning makes of Ctrl-C.
-            raise KeyboardInterrupt from stop
-        if sparsity and sparsity.sparsifier and not sparsity.sparsifier.frozen:
-            # The interruption came after the last epoch, so nothing was left to fit.
-            sparsity.sparsifier.freeze()
-        (val,) = trainer.validate(module, data, verbose=False)
-        (test,) = trainer.test(module, data, verbose=False)
-        model.to("cpu").eval()
-        sparsifier = sparsity.sparsifier if sparsity else None
-        saved.save(
-            out / "model.pt",
-            model,
-            architecture=architecture,
-            num_classes=data.num_classes,
-            example_input=data.example_input,
-            sparsifier=sparsifier,
-        )
-        export_onnx(model, data.example_input, out / "model.onnx")
-        if sparsifier:
-            export_header(model, out / "masks.h")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "config.json", options.to_dict())
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error}); give another folder.") from error
+
+
+@contextmanager
+def _as_one(trainer: lightning.Trainer, out: Path, bar: Progress) -> Iterator[None]:
+    """One outcome of all processes, that of the first."""
+    try:
+        yield
+    except BaseException as error:
+        # Lightning makes SystemExit of KeyboardInterrupt.
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if not trainer.is_global_zero and (stopped or isinstance(error, TrainingError)):
+            # The first process has the same to say. A failure would have its launcher kill it.
+            raise SystemExit(0) from error
+        # The others would wait for this one.
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if stopped:
+            bar.console.print(f"stopped; go on with: semisparse train --resume {out}")
+            raise KeyboardInterrupt from error
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise ConfigError(
+                f"{out} cannot be written ({error}); make room, then go on with `semisparse train "
+                f"--resume {out}`."
+            ) from error
+        raise
+
+
+def _train(
+    options: TrainSettings,
+    out: Path,
+    trainer: lightning.Trainer,
+    sparsity: SparsityCallback | None,
+    bar: Progress,
+) -> RunResult:
+    lightning.seed_everything(options.seed, workers=True, verbose=False)
+    data = ImageData(
+        options.data,
+        options.data_root,
+        options.image_size,
+        options.batch_size,
+        options.workers,
+        options.seed,
+    )
+    model, architecture = _create(options, data)
+    module = Classifier(
+        model,
+        data.num_classes,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        label_smoothing=options.label_smoothing,
+        seed=options.seed,
+    )
+    module.example_input_array = data.example_input
+    last = resumable(out / "checkpoints", bar.console if trainer.is_global_zero else None)
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    if sparsity and sparsity.sparsifier and not sparsity.sparsifier.frozen:
+        # The interruption came after the last epoch, so nothing was left to fit.
+        sparsity.sparsifier.freeze()
+    (val,) = trainer.validate(module, data, verbose=False)
+    (test,) = trainer.test(module, data, verbose=False)
+    sparsifier = sparsity.sparsifier if sparsity else None
     result = RunResult(
         test_accuracy=test["test_accuracy"],
         test_loss=test["test_loss"],
         val_accuracy=val["val_accuracy"],
         sparsities=sparsifier.sparsities if sparsifier else {},
     )
+    if not trainer.is_global_zero:
+        return result
+    model.to("cpu").eval()
+    saved.save(
+        out / "model.pt",
+        model,
+        architecture=architecture,
+        num_classes=data.num_classes,
+        example_input=data.example_input,
+        sparsifier=sparsifier,
+    )
+    export_onnx(model, data.example_input, out / "model.onnx")
+    if sparsifier:
+        export_header(model, out / "masks.h")
     _write(out / "result.json", dataclasses.asdict(result))
     return result
 
@@ -238,32 +253,6 @@ def _check_outputs(name: str, model: nn.Module, data: ImageData) -> None:
         )
 
 
-def _precision() -> Any:
-    if not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-
-
 def _write(path: Path, values: dict[str, Any]) -> None:
     with writing(path) as draft:
         draft.write_text(json.dumps(values, indent=2) + "\n")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's banners and its advice on what is meant so; real warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # In-memory data is faster without workers, resuming into the same folder is the point, and
-        # the tree test is Lightning's own affair with torch.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
