@@ -1,0 +1,139 @@
+"""A data set's splits, ready to be drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semisparse.errors import DataError
+from semisparse.training.data import transforms
+from semisparse.training.data.images import ImageSet, Labelled
+from semisparse.training.data.loader import ImageLoader
+from semisparse.training.data.order import EvaluationOrder
+from semisparse.training.data.sources import (
+    Normalisation,
+    Source,
+    open_source,
+    open_unlabelled,
+)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three data sets of normalised images and class indices, and what they have in common."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    normalisation: Normalisation
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    *,
+    download: bool = False,
+    normalisation: Normalisation | None = None,
+) -> Splits:
+    """The splits of a data set.
+
+    `name` is one of `NAMES`: `imagenet`, `flowers102`, `cifar10`, `cifar100`, `food101`,
+    `fashion-mnist`, `digits`, or `imagefolder:PATH`, where PATH holds one folder of images per
+    class, or `train`, `val` and `test` folders of them, of which the last two may be absent.
+    `root` is where the data set lies, by default the folder `data`, and is fetched to if `download`
+    is true. `image_size` is 224 by default, for data sets of small images 32. `normalisation` is
+    the data set's own by default; another is used where it has as many channels.
+
+    Raises `DataError` when the data is unknown, absent, empty or unreadable.
+    """
+    if image_size is not None and image_size < 8:
+        raise DataError(f"Image size {image_size} is too small; use at least 8.")
+    source = open_source(name, root, download)
+    train, val, test = _split(name, source)
+    size = _size(source, image_size)
+    augmented, plain = source.preparation(size)
+    normalisation = _normalisation(source, normalisation)
+    finish = transforms.finish(size, *normalisation)
+    return Splits(
+        train=ImageSet(train, augmented, finish),
+        val=ImageSet(val, plain, finish),
+        test=ImageSet(test, plain, finish),
+        classes=source.classes,
+        channels=source.channels,
+        image_size=size,
+        normalisation=normalisation,
+    )
+
+
+def calibration_images(
+    name: str,
+    count: int,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    download: bool = False,
+    normalisation: Normalisation | None = None,
+) -> Iterator[torch.Tensor]:
+    """Batches `[N, channels, image_size, image_size]` of at most `count` images, without labels.
+
+    They are drawn from the training split, the same ones every time, and prepared as for
+    evaluation. Of `imagefolder:PATH` also when the images lie right in PATH or PATH/train, without
+    class folders. Arguments and errors otherwise as `load`.
+    """
+    if count < 1:
+        raise DataError(f"{count} calibration images were asked for; ask for at least 1.")
+    source = open_unlabelled(name)
+    if source is None:
+        source = open_source(name, root, download)
+        images, _, _ = _split(name, source)
+    else:
+        images = source.train
+    size = _size(source, image_size)
+    _, plain = source.preparation(size)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    finish = transforms.finish(size, *_normalisation(source, normalisation))
+    some = ImageSet(images.take(chosen), plain, finish)
+    loader = ImageLoader(
+        some, EvaluationOrder(len(some)), batch_size, split="calibration images", workers=workers
+    )
+    return (batch for batch, _ in loader)
+
+
+def _split(name: str, source: Source) -> tuple[Labelled, Labelled, Labelled]:
+    train, val, test = source.train, source.val, source.test
+
+    def held_out(split: str) -> tuple[Labelled, Labelled]:
+        try:
+            return train.hold_out(source.held_out)
+        except ValueError as error:
+            raise DataError(
+                f"{name} has {len(train)} training images of {len(source.classes)} classes, too "
+                f"few to hold out a {split} split ({error}); add images or a {split} folder."
+            ) from error
+
+    if test is None:
+        train, test = held_out("test")
+    if val is None:
+        train, val = held_out("val")
+    return train, val, test
+
+
+def _size(source: Source, image_size: int | None) -> int:
+    if image_size is not None and image_size < 8:
+        raise DataError(f"Image size {image_size} is too small; use at least 8.")
+    return image_size or source.image_size
+
+
+def _normalisation(source: Source, wanted: Normalisation | None) -> Normalisation:
+    fits = wanted is not None and len(wanted[0]) == source.channels
+    return wanted if wanted is not None and fits else source.normalisation
