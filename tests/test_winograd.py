@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semisparse import native
+from semisparse.errors import LibraryError
 
 ISAS = [name for name, usable in native.isa_names().items() if usable]
 every_isa = pytest.mark.parametrize("isa", ISAS)
@@ -42,11 +43,13 @@ def copied(linear: np.ndarray, source: np.ndarray) -> np.ndarray:
     return np.where(source[..., None] >= 0, flat.reshape(linear.shape), 0)
 
 
-def block_mask(rng: np.random.Generator, height: int, width: int, sparsity: float) -> np.ndarray:
-    """Drops 4 x 4 blocks aligned to the origin, and keeps at least one."""
-    blocks = rng.random((-(-height // 4), -(-width // 4))) >= sparsity
+def block_mask(
+    rng: np.random.Generator, height: int, width: int, block: int, sparsity: float
+) -> np.ndarray:
+    """Drops square blocks aligned to the origin, and keeps at least one."""
+    blocks = rng.random((-(-height // block), -(-width // block))) >= sparsity
     blocks[0, 0] = True
-    return np.ascontiguousarray(blocks.repeat(4, 0).repeat(4, 1)[:height, :width])
+    return np.ascontiguousarray(blocks.repeat(block, 0).repeat(block, 1)[:height, :width])
 
 
 def norm_error(y: np.ndarray, expected: np.ndarray) -> float:
@@ -54,26 +57,36 @@ def norm_error(y: np.ndarray, expected: np.ndarray) -> float:
 
 
 @every_isa
-@pytest.mark.parametrize(("size", "channels"), [(28, 64), (28, 128), (14, 256)])
-def test_error_of_the_layers_of_a_network(isa, size, channels):
+@pytest.mark.parametrize(("size", "channels"), [(28, 64), (28, 128), (14, 256), (7, 512)])
+def test_error_of_the_layers_of_a_network(isa, size, channels, monkeypatch):
     rng = np.random.default_rng(size)
     x, weights = normal(rng, 1, size, size, channels), filters(rng, channels, channels)
-    conv = native.Conv(weights, pads=(1, 1, 1, 1), isa=isa)
-    assert conv.kernel.startswith(f"winograd_{isa} + igemm_{isa}")
     expected = exact(x, weights, (1, 1, 1, 1))
-    y = conv.run(x)
-    assert norm_error(y, expected) < 2e-6
-    assert abs(y - expected).max() < 2e-5
+
+    def error(setting: str) -> float:
+        monkeypatch.setenv("SEMISPARSE_WINOGRAD", setting)
+        conv = native.Conv(weights, pads=(1, 1, 1, 1), isa=isa)
+        assert conv.kernel.startswith(
+            f"igemm_{isa}" if setting == "0" else f"winograd_{isa}_{setting}x{setting} + igemm"
+        )
+        y = conv.run(x)
+        assert abs(y - expected).max() < 2e-5
+        return norm_error(y, expected)
+
+    direct = error("0")
+    assert error("2") <= direct
+    assert error("4") < 2.5 * direct
 
 
 @every_isa
 @settings(max_examples=40, deadline=None)
 @given(
-    size=st.tuples(st.integers(14, 27), st.integers(14, 27)),
+    tile=st.sampled_from(["2", "4"]),
+    size=st.tuples(st.integers(3, 27), st.integers(3, 27)),
     channels=st.tuples(st.integers(16, 90), st.integers(16, 90)),
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     batch=st.integers(1, 3),
-    masks=st.sampled_from([None, "random", "blocks"]),
+    masks=st.sampled_from([None, 1, 2, 4]),
     fill=st.sampled_from(["bias", "nearest"]),
     residual=st.booleans(),
     activation=st.sampled_from(["identity", "relu", "silu"]),
@@ -81,7 +94,7 @@ def test_error_of_the_layers_of_a_network(isa, size, channels):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_plane_and_mask(
-    isa, size, channels, pads, batch, masks, fill, residual, activation, threads, seed
+    isa, tile, size, channels, pads, batch, masks, fill, residual, activation, threads, seed
 ):
     rng = np.random.default_rng(seed)
     x, weights = normal(rng, batch, *size, channels[0]), filters(rng, channels[1], channels[0])
@@ -90,9 +103,7 @@ def test_any_plane_and_mask(
     height, width = value.shape[1:3]
     source = None
     if masks is not None:
-        random = rng.random((height, width)) >= 0.2
-        mask = random if masks == "random" else block_mask(rng, height, width, 0.5)
-        source = native.source_map(mask, fill)
+        source = native.source_map(block_mask(rng, height, width, masks, 0.4), fill)
         value = copied(value, source)
     value = value + bias
     added = normal(rng, *value.shape) if residual else None
@@ -103,14 +114,18 @@ def test_any_plane_and_mask(
     elif activation == "silu":
         value = value / (1 + np.exp(-value))
 
-    conv = native.Conv(weights, bias, source=source, pads=pads, activation=activation, isa=isa)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMISPARSE_WINOGRAD", tile)
+        conv = native.Conv(weights, bias, source=source, pads=pads, activation=activation, isa=isa)
+    assert f"winograd_{isa}_{tile}x{tile}" in conv.kernel
     y = conv.run(x, added, threads=threads)
     np.testing.assert_allclose(y, value, rtol=0, atol=3e-5)
 
 
 @every_isa
+@pytest.mark.parametrize("tile", ["2", "4"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_special_values_stay_in_the_windows_that_see_them(isa, masked, monkeypatch):
+def test_special_values_stay_in_the_windows_that_see_them(isa, tile, masked, monkeypatch):
     rng = np.random.default_rng(3)
     x, weights = normal(rng, 2, 21, 18, 24), filters(rng, 40, 24)
     # The last one overflows in a transform, but not in the sum.
@@ -123,14 +138,14 @@ def test_special_values_stay_in_the_windows_that_see_them(isa, masked, monkeypat
         x[place] = special
     source = native.source_map(rng.random((21, 18)) >= 0.2, "nearest") if masked else None
 
-    def run() -> tuple[str, np.ndarray]:
+    def run(setting: str) -> tuple[str, np.ndarray]:
+        monkeypatch.setenv("SEMISPARSE_WINOGRAD", setting)
         conv = native.Conv(weights, source=source, pads=(1, 1, 1, 1), activation="relu", isa=isa)
         return conv.kernel, conv.run(x, threads=2)
 
-    kernel, y = run()
-    monkeypatch.setenv("SEMISPARSE_WINOGRAD", "0")
-    direct_kernel, direct = run()
-    assert "winograd" in kernel
+    kernel, y = run(tile)
+    direct_kernel, direct = run("0")
+    assert f"{tile}x{tile}" in kernel
     assert "winograd" not in direct_kernel
     assert 0 < np.count_nonzero(~np.isfinite(direct)) < direct.size / 10
     np.testing.assert_allclose(y, direct, rtol=1e-5, atol=1e-5)
@@ -158,6 +173,12 @@ def test_the_first_runs_may_come_from_several_threads():
         with ThreadPoolExecutor(4) as pool:
             outputs = list(pool.map(conv.run, [x] * 4))
         assert all(norm_error(y, expected) < 2e-6 for y in outputs)
+
+
+def test_a_setting_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("SEMISPARSE_WINOGRAD", "3")
+    with pytest.raises(LibraryError, match="SEMISPARSE_WINOGRAD is '3'; set it to 0, 2 or 4"):
+        native.Conv(np.ones((16, 16, 3, 3), np.float32))
 
 
 def test_layers_that_would_lose_are_direct():

@@ -198,17 +198,38 @@ void Conv::pack_depthwise(const float* weights, Isa isa) {
 }
 
 void Conv::prepare_winograd(Isa isa) {
-  if (!Winograd::suits(desc_)) return;
   std::vector<Winograd::Panel> panels;
   for (const Panel& panel : panels_) {
     panels.push_back({panel.kernel, panel.first, panel.count, weights_.get() + panel.weights});
   }
-  winograd_.emplace(desc_, std::move(panels), positions_ ? &*positions_ : nullptr, isa);
-  if (positions_ && !winograd_->pays(1, positions_->height, positions_->width)) {
-    winograd_.reset();
-  } else {
-    kernel_name_ = std::string(winograd_kernel(isa).name) + " + " + kernel_name_;
+  const Positions* positions = positions_ ? &*positions_ : nullptr;
+  for (const size_t outputs : Winograd::tile_sizes(desc_)) {
+    winograds_.push_back(
+        std::make_unique<Winograd>(desc_, *winograd_kernel(isa, outputs), panels, positions));
   }
+  if (positions_) {
+    const Winograd* fastest = fastest_winograd(1, {positions_->height, positions_->width});
+    const auto loses = [&](const auto& winograd) { return winograd.get() != fastest; };
+    winograds_.erase(std::remove_if(winograds_.begin(), winograds_.end(), loses), winograds_.end());
+  }
+  for (auto i = winograds_.rbegin(); i != winograds_.rend(); ++i) {
+    kernel_name_ = std::string((*i)->kernel_name()) + " + " + kernel_name_;
+  }
+}
+
+// Null where the direct convolution is faster.
+const Winograd* Conv::fastest_winograd(size_t images, Plane out) const {
+  const auto plane = static_cast<size_t>(out.height * out.width);
+  double least = Winograd::direct_cost(images * (positions_ ? positions_->kept.size() : plane));
+  const Winograd* fastest = nullptr;
+  for (const auto& winograd : winograds_) {
+    const double cost = winograd->cost(images, out.height, out.width);
+    if (cost < least) {
+      least = cost;
+      fastest = winograd.get();
+    }
+  }
+  return fastest;
 }
 
 Conv::Plane Conv::output_plane(int64_t height, int64_t width) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -50,11 +51,12 @@ class Conv {
   void pack_panels(const float* weights, Isa isa);
   void pack_depthwise(const float* weights, Isa isa);
   void prepare_winograd(Isa isa);
+  const Winograd* fastest_winograd(size_t images, Plane out) const;
   bool runs_along_rows() const;
   size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
   void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
                  const Parallel& parallel) const;
-  void run_winograd(const Work& work, const Parallel& parallel) const;
+  void run_winograd(const Winograd& winograd, const Work& work, const Parallel& parallel) const;
   void finish_winograd(const Work& work, const Winograd::Done& done) const;
   void recompute(const Work& work, const Winograd::Done& done) const;
   void divide(Work& work) const;
@@ -89,7 +91,7 @@ class Conv {
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
   size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes
-  std::optional<Winograd> winograd_;
+  std::vector<std::unique_ptr<Winograd>> winograds_;  // what may be faster than the panels alone
   std::string kernel_name_;
   const epilogue::Kernel* epilogue_;
   epilogue::Activate activate_ = nullptr;  // null where the activation is a clamp

@@ -77,8 +77,8 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   work.channels =
       static_cast<size_t>(desc_.in_channels / desc_.group * (along_rows ? desc_.kernel[1] : 1));
 
-  if (winograd_ && winograd_->pays(work.images, out.height, out.width)) {
-    run_winograd(work, parallel);
+  if (const Winograd* winograd = fastest_winograd(work.images, out)) {
+    run_winograd(*winograd, work, parallel);
     return;
   }
   divide(work);
@@ -117,9 +117,10 @@ void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t widt
   });
 }
 
-void Conv::run_winograd(const Work& work, const Parallel& parallel) const {
+void Conv::run_winograd(const Winograd& winograd, const Work& work,
+                        const Parallel& parallel) const {
   const Winograd::Run run{work.geometry, work.images, bias_.get(), work.residual, work.y, lo_, hi_};
-  winograd_->run(run, parallel, [&](const Winograd::Done& done) { finish_winograd(work, done); });
+  winograd.run(run, parallel, [&](const Winograd::Done& done) { finish_winograd(work, done); });
   if (!positions_ || positions_->blank.empty()) return;
   parallel(kTasksWanted,
            [&](size_t task) { blank_share(work, task, kTasksWanted, 0, out_channels()); });
@@ -156,8 +157,8 @@ void Conv::recompute(const Work& work, const Winograd::Done& done) const {
     return static_cast<size_t>(at - kept.begin());
   };
   const size_t image = done.image * g.rows_per_image;
-  for (size_t y = done.y; y < std::min(height, done.y + winograd::kOutputs); ++y) {
-    const size_t last = std::min(width, done.x + winograd::kOutputs);
+  for (size_t y = done.y; y < std::min(height, done.y + done.side); ++y) {
+    const size_t last = std::min(width, done.x + done.side);
     const size_t begin = image + rows_before(y * width + done.x);
     const size_t end = image + rows_before(y * width + last);
     igemm_tiles(work, begin, end, done.panel, done.panel + 1);

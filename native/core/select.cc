@@ -33,8 +33,10 @@ const Entry<dwconv::Kernel> kDwconv[] = {
 };
 
 const Entry<winograd::Kernel> kWinograd[] = {
-#define SEMISPARSE_WINOGRAD(isa) \
-  {isa, {"winograd_" #isa, winograd::winograd_input_##isa, winograd::winograd_output_##isa}},
+#define SEMISPARSE_WINOGRAD(isa, t)                                                \
+  {isa,                                                                            \
+   {"winograd_" #isa "_" #t "x" #t, t, winograd::winograd_input_##isa##_##t##x##t, \
+    winograd::winograd_output_##isa##_##t##x##t}},
 #include "kernels/winograd/kernels.inc"
 #undef SEMISPARSE_WINOGRAD
 };
@@ -99,7 +101,14 @@ size_t igemm_widest(Isa isa) {
 }
 
 const dwconv::Kernel& dwconv_kernel(Isa isa) { return only(kDwconv, isa); }
-const winograd::Kernel& winograd_kernel(Isa isa) { return only(kWinograd, isa); }
+
+const winograd::Kernel* winograd_kernel(Isa isa, size_t outputs) {
+  for (const auto& entry : kWinograd) {
+    if (entry.isa == isa && entry.kernel.outputs == outputs) return &entry.kernel;
+  }
+  return nullptr;
+}
+
 const pool::Kernel& pool_kernel(Isa isa) { return only(kPool, isa); }
 const epilogue::Kernel& epilogue_kernel(Isa isa) { return only(kEpilogue, isa); }
 const peak::Kernel& peak_kernel(Isa isa) { return only(kPeak, isa); }

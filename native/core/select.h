@@ -20,7 +20,8 @@ size_t igemm_narrowest(Isa isa);
 size_t igemm_widest(Isa isa);
 
 const dwconv::Kernel& dwconv_kernel(Isa isa);
-const winograd::Kernel& winograd_kernel(Isa isa);
+// The Winograd transforms of tiles of this size, or null.
+const winograd::Kernel* winograd_kernel(Isa isa, size_t outputs);
 const pool::Kernel& pool_kernel(Isa isa);
 const epilogue::Kernel& epilogue_kernel(Isa isa);
 const peak::Kernel& peak_kernel(Isa isa);

@@ -3,30 +3,31 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
+#include <string>
 #include <utility>
 
 #include "core/division.h"
-#include "core/select.h"
+#include "core/error.h"
+#include "core/isa.h"
+#include "core/winograd_weights.h"
 
 namespace semisparse {
 
 using winograd::Entry;
-using winograd::kInputs;
-using winograd::kOutputs;
-using winograd::kProducts;
 
 namespace {
 
 constexpr double kTaps = 9;
+constexpr size_t kMostOutputs = 16;  // of a tile
+constexpr size_t kMostProducts = 36;
 // The transforms take vectors of channels, and few channels have few multiplications to save.
 constexpr int64_t kFewestChannels = 16;
-// Costs in units of the 36 products of one tile and all channels, measured on EPYC (Zen 4, AVX-512,
-// 118 GFLOP/s). Both transforms, divided by channels: 56x56 with 64 channels took 0.65 ms of which
-// the products alone are 0.49 ms, 28x28 with 128 channels 0.58 ms and 0.49 ms. And the transformed
-// weights' way from memory at 24 GB/s: what makes a 7x7 plane with 512 channels, 38 MB of them for
-// four tiles, a case for the direct convolution.
+// Costs in multiply-adds for each pair of channels, measured on EPYC (Zen 4, AVX-512, 118 GFLOP/s).
+// Both transforms, for each product and divided by channels: 56x56 with 64 channels took 0.65 ms of
+// which the products alone are 0.49 ms, 28x28 with 128 channels 0.58 ms and 0.49 ms. And a
+// transformed weight's way from memory at 24 GB/s: what makes a 7x7 plane with 512 channels, 38 MB
+// of them for four tiles, no case for tiles of 4 x 4.
 constexpr double kTransforms = 10;
 constexpr double kStream = 10;
 constexpr size_t kTilesPerInputTask = 8;
@@ -40,33 +41,9 @@ constexpr size_t kSmallestBlock = 8;
 
 alignas(64) constexpr float kZeros[kWidestPanel] = {};
 
-// G of kernels/winograd/winograd.h.
-constexpr double kFilterMatrix[kInputs][3] = {{64.0 / 81, 0, 0},
-                                              {-128.0 / 243, -32.0 / 81, -8.0 / 27},
-                                              {-128.0 / 243, 32.0 / 81, -8.0 / 27},
-                                              {32.0 / 243, 16.0 / 81, 8.0 / 27},
-                                              {32.0 / 243, -16.0 / 81, 8.0 / 27},
-                                              {0, 0, 1}};
-
-// [36][nr] for [9][nr], both with a stride; in double precision, since these roundings would be
-// in every output.
-void transform_filters(const float* g, size_t g_stride, float* u, size_t u_stride, size_t nr) {
-  for (size_t j = 0; j < nr; ++j) {
-    double half[kInputs][3];
-    for (size_t i = 0; i < kInputs; ++i) {
-      for (size_t x = 0; x < 3; ++x) {
-        half[i][x] = 0;
-        for (size_t y = 0; y < 3; ++y) {
-          half[i][x] += kFilterMatrix[i][y] * g[(y * 3 + x) * g_stride + j];
-        }
-      }
-    }
-    for (size_t k = 0; k < kProducts; ++k) {
-      double sum = 0;
-      for (size_t x = 0; x < 3; ++x) sum += half[k / kInputs][x] * kFilterMatrix[k % kInputs][x];
-      u[k * u_stride + j] = static_cast<float>(sum);
-    }
-  }
+std::string setting() {
+  const char* value = std::getenv("SEMISPARSE_WINOGRAD");
+  return value == nullptr ? "" : value;
 }
 
 // The products of one block of tiles; kept by each thread, since it is as large as a cache.
@@ -96,27 +73,33 @@ struct Winograd::Block {
   size_t m_stride;  // floats from one product to the next
 };
 
-bool Winograd::suits(const semisparse_conv_desc& d) {
-  const char* setting = std::getenv("SEMISPARSE_WINOGRAD");
-  if (setting != nullptr && std::strcmp(setting, "0") == 0) return false;
-  return d.group == 1 && d.kernel[0] == 3 && d.kernel[1] == 3 && d.strides[0] == 1 &&
-         d.strides[1] == 1 && d.dilations[0] == 1 && d.dilations[1] == 1 &&
-         d.in_channels >= kFewestChannels && d.out_channels >= kFewestChannels;
+std::vector<size_t> Winograd::tile_sizes(const semisparse_conv_desc& d) {
+  const bool suits = d.group == 1 && d.kernel[0] == 3 && d.kernel[1] == 3 && d.strides[0] == 1 &&
+                     d.strides[1] == 1 && d.dilations[0] == 1 && d.dilations[1] == 1 &&
+                     d.in_channels >= kFewestChannels && d.out_channels >= kFewestChannels;
+  const std::string only = setting();
+  if (!suits || only == "0") return {};
+  if (only == "2") return {2};
+  if (only == "4") return {4};
+  if (only.empty()) return {4, 2};
+  invalid("SEMISPARSE_WINOGRAD is '" + only + "'; set it to 0, 2 or 4, or not at all");
 }
 
-Winograd::Winograd(const semisparse_conv_desc& desc, std::vector<Panel> panels,
-                   const Positions* positions, Isa isa)
+Winograd::Winograd(const semisparse_conv_desc& desc, const winograd::Kernel& kernel,
+                   std::vector<Panel> panels, const Positions* positions)
     : in_channels_(static_cast<size_t>(desc.in_channels)),
       out_channels_(static_cast<size_t>(desc.out_channels)),
+      kernel_(&kernel),
+      outputs_(kernel.outputs),
+      products_(winograd::products_of(kernel.outputs)),
+      forced_(!setting().empty()),
       panels_(std::move(panels)),
       masked_(positions != nullptr),
-      kept_(masked_ ? positions->kept.size() : 0),
-      kernel_(&winograd_kernel(isa)),
       // One line more than the products, or tiles of 256 channels would share their cache sets.
-      v_stride_(kProducts * in_channels_ + kLineFloats) {
+      v_stride_(products_ * in_channels_ + kLineFloats) {
   weight_begin_.push_back(0);
   for (const Panel& panel : panels_) {
-    weight_begin_.push_back(weight_begin_.back() + kProducts * in_channels_ * panel.kernel->nr);
+    weight_begin_.push_back(weight_begin_.back() + products_ * in_channels_ * panel.kernel->nr);
     widest_ = std::max(widest_, panel.kernel->nr);
   }
   if (masked_) place_tiles(*positions);
@@ -125,7 +108,7 @@ Winograd::Winograd(const semisparse_conv_desc& desc, std::vector<Panel> panels,
 void Winograd::place_tiles(const Positions& positions) {
   const auto tile_of = [&](uint32_t i) {
     const Positions::Place& place = positions.kept[i];
-    return std::pair(place.y / kOutputs, place.x / kOutputs);
+    return std::pair(place.y / outputs_, place.x / outputs_);
   };
   std::vector<uint32_t> order(positions.kept.size());
   std::iota(order.begin(), order.end(), 0u);
@@ -133,13 +116,13 @@ void Winograd::place_tiles(const Positions& positions) {
                    [&](uint32_t a, uint32_t b) { return tile_of(a) < tile_of(b); });
   for (const uint32_t i : order) {
     const Positions::Place& place = positions.kept[i];
-    const auto y = static_cast<uint32_t>(place.y / kOutputs * kOutputs);
-    const auto x = static_cast<uint32_t>(place.x / kOutputs * kOutputs);
+    const auto y = static_cast<uint32_t>(place.y / outputs_ * outputs_);
+    const auto x = static_cast<uint32_t>(place.x / outputs_ * outputs_);
     if (tiles_.empty() || tiles_.back().y != y || tiles_.back().x != x) {
       const auto begin = static_cast<uint32_t>(entries_.size());
       tiles_.push_back({y, x, begin, begin});
     }
-    const auto slot = static_cast<uint32_t>((place.y - y) * kOutputs + (place.x - x));
+    const auto slot = static_cast<uint32_t>((place.y - y) * outputs_ + (place.x - x));
     entries_.push_back({slot, place.position});
     for (size_t c = positions.copy_begin[i]; c < positions.copy_begin[i + 1]; ++c) {
       entries_.push_back({slot, positions.copies[c].dest});
@@ -148,28 +131,25 @@ void Winograd::place_tiles(const Positions& positions) {
   }
 }
 
-bool Winograd::pays(size_t images, int64_t out_height, int64_t out_width) const {
-  const auto height = static_cast<size_t>(out_height);
-  const auto width = static_cast<size_t>(out_width);
-  const size_t tiles =
-      masked_ ? tiles_.size() : ceil_div(height, kOutputs) * ceil_div(width, kOutputs);
-  const size_t positions = masked_ ? kept_ : height * width;
+double Winograd::cost(size_t images, int64_t out_height, int64_t out_width) const {
+  if (forced_) return 0;
+  const size_t tiles = masked_ ? tiles_.size()
+                               : ceil_div(static_cast<size_t>(out_height), outputs_) *
+                                     ceil_div(static_cast<size_t>(out_width), outputs_);
   const double transforms = kTransforms * (1.0 / static_cast<double>(in_channels_) +
                                            1.0 / static_cast<double>(out_channels_));
-  const double cost = kStream + static_cast<double>(images * tiles) * (1 + transforms);
-  return cost < static_cast<double>(images * positions) * kTaps / kProducts;
+  return static_cast<double>(products_) *
+         (kStream + static_cast<double>(images * tiles) * (1 + transforms));
 }
+
+double Winograd::direct_cost(size_t positions) { return static_cast<double>(positions) * kTaps; }
 
 void Winograd::transform_weights() const {
   Buffer weights = make_buffer(weight_begin_.back());
   for (size_t p = 0; p < panels_.size(); ++p) {
     const Panel& panel = panels_[p];
-    const size_t nr = panel.kernel->nr;
-    float* to = weights.get() + weight_begin_[p];
-    for (size_t c = 0; c < in_channels_; ++c) {
-      transform_filters(panel.weights + c * nr, in_channels_ * nr, to + c * nr, in_channels_ * nr,
-                        nr);
-    }
+    transform_filters(outputs_, panel.weights, in_channels_, panel.kernel->nr,
+                      weights.get() + weight_begin_[p]);
   }
   weights_ = std::move(weights);
 }
@@ -178,17 +158,18 @@ Winograd::Place Winograd::place(const Tiling& tiling, size_t tile) const {
   const size_t image = tile / tiling.per_image;
   const size_t index = tile % tiling.per_image;
   if (masked_) return {image, index, tiles_[index].y, tiles_[index].x};
-  return {image, index, index / tiling.columns * kOutputs, index % tiling.columns * kOutputs};
+  return {image, index, index / tiling.columns * outputs_, index % tiling.columns * outputs_};
 }
 
 void Winograd::transform_input(const Run& run, const Tiling& tiling, size_t tile, float* v) const {
   const Geometry& g = run.geometry;
   const Place at = place(tiling, tile);
   const float* plane = g.x + static_cast<int64_t>(at.image) * g.height * g.width * g.in_channels;
-  const float* pixels[kProducts];
-  for (size_t k = 0; k < kProducts; ++k) {
-    const int64_t row = static_cast<int64_t>(at.y + k / kInputs) - g.pad_top;
-    const int64_t column = static_cast<int64_t>(at.x + k % kInputs) - g.pad_left;
+  const float* pixels[kMostProducts];
+  const size_t side = winograd::inputs_of(outputs_);
+  for (size_t k = 0; k < products_; ++k) {
+    const int64_t row = static_cast<int64_t>(at.y + k / side) - g.pad_top;
+    const int64_t column = static_cast<int64_t>(at.x + k % side) - g.pad_left;
     const bool inside = row >= 0 && row < g.height && column >= 0 && column < g.width;
     pixels[k] = inside ? plane + (row * g.width + column) * g.in_channels : g.zeros;
   }
@@ -210,7 +191,7 @@ void Winograd::multiply(const Block& block, float* m) const {
   // The next product's weights are fetched meanwhile, spread over all rows.
   const size_t turns = std::max<size_t>(1, in_channels_ / 4);
   tile.prefetch_lines = ceil_div(in_channels_ * nr / kLineFloats, groups * turns);
-  for (size_t k = 0; k < kProducts; ++k) {
+  for (size_t k = 0; k < products_; ++k) {
     tile.row_offset = k * in_channels_;
     tile.weights = weights + k * in_channels_ * nr;
     tile.prefetch = tile.weights + in_channels_ * nr;
@@ -237,7 +218,7 @@ void Winograd::transform_output(const Run& run, const Tiling& tiling, const Bloc
   output.n = panel.count;
   output.lo = run.lo;
   output.hi = run.hi;
-  std::array<Entry, kOutputs * kOutputs> all;
+  std::array<Entry, kMostOutputs> all;
   for (size_t i = block.begin; i < block.end; ++i) {
     const Place at = place(tiling, i);
     if (masked_) {
@@ -247,9 +228,9 @@ void Winograd::transform_output(const Run& run, const Tiling& tiling, const Bloc
     } else {
       output.entries = all.data();
       output.count = 0;
-      for (size_t y = at.y; y < std::min(height, at.y + kOutputs); ++y) {
-        for (size_t x = at.x; x < std::min(width, at.x + kOutputs); ++x) {
-          all[output.count++] = {static_cast<uint32_t>((y - at.y) * kOutputs + (x - at.x)),
+      for (size_t y = at.y; y < std::min(height, at.y + outputs_); ++y) {
+        for (size_t x = at.x; x < std::min(width, at.x + outputs_); ++x) {
+          all[output.count++] = {static_cast<uint32_t>((y - at.y) * outputs_ + (x - at.x)),
                                  static_cast<uint32_t>(y * width + x)};
         }
       }
@@ -259,7 +240,7 @@ void Winograd::transform_output(const Run& run, const Tiling& tiling, const Bloc
     output.y = run.y + first;
     output.residual = run.residual == nullptr ? nullptr : run.residual + first;
     const bool finite = kernel_->output(output);
-    done({at.image, at.y, at.x, block.panel, output.entries, output.count, finite});
+    done({at.image, at.y, at.x, outputs_, block.panel, output.entries, output.count, finite});
   }
 }
 
@@ -268,13 +249,13 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
   const auto height = static_cast<size_t>(run.geometry.out_height);
   const auto width = static_cast<size_t>(run.geometry.out_width);
   Tiling tiling{};
-  tiling.columns = ceil_div(width, kOutputs);
-  tiling.per_image = masked_ ? tiles_.size() : ceil_div(height, kOutputs) * tiling.columns;
+  tiling.columns = ceil_div(width, outputs_);
+  tiling.per_image = masked_ ? tiles_.size() : ceil_div(height, outputs_) * tiling.columns;
   const size_t tiles = run.images * tiling.per_image;
 
   // A block's transformed inputs and products fill half of the cache. Blocks of half to seven times
   // this many tiles took from 1.00 to 1.07 times as long.
-  const size_t tile_bytes = kProducts * (in_channels_ + widest_) * sizeof(float);
+  const size_t tile_bytes = products_ * (in_channels_ + widest_) * sizeof(float);
   const size_t most = std::max(kTilesPerStream, l2_cache_bytes() / 2 / tile_bytes);
   const size_t blocks =
       std::max(ceil_div(tiles, most),
@@ -303,7 +284,7 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
       block.panel = task % panels_.size();
       // Again one line more, for the sake of the cache sets.
       block.m_stride = (block.end - block.begin) * panels_[block.panel].kernel->nr + kLineFloats;
-      float* m = product_buffer(kProducts * block.m_stride);
+      float* m = product_buffer(products_ * block.m_stride);
       multiply(block, m);
       transform_output(run, tiling, block, m, done);
     });

@@ -1,4 +1,4 @@
-// 3x3 convolutions with stride 1, dense or masked, by Winograd's F(4x4, 3x3).
+// 3x3 convolutions with stride 1, dense or masked, by Winograd's algorithm with tiles of one size.
 #pragma once
 
 #include <functional>
@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "core/isa.h"
 #include "core/parallel.h"
 #include "core/rows.h"
 #include "core/scratch.h"
@@ -26,16 +25,20 @@ class Winograd {
     const float* weights;  // [9][in_channels][nr], must outlive the Winograd
   };
 
-  // Whether such a convolution can be computed so.
-  static bool suits(const semisparse_conv_desc& desc);
+  // The sizes of tiles by which such a convolution can be computed; empty where it cannot.
+  // $SEMISPARSE_WINOGRAD allows only one of them and makes it free of cost, or none (0).
+  static std::vector<size_t> tile_sizes(const semisparse_conv_desc& desc);
 
   // positions: null for a dense convolution.
-  Winograd(const semisparse_conv_desc& desc, std::vector<Panel> panels, const Positions* positions,
-           Isa isa);
+  Winograd(const semisparse_conv_desc& desc, const winograd::Kernel& kernel,
+           std::vector<Panel> panels, const Positions* positions);
 
-  // Whether it is faster than the direct convolution for so many images with an output plane of
-  // this size.
-  bool pays(size_t images, int64_t out_height, int64_t out_width) const;
+  const char* kernel_name() const { return kernel_->name; }
+
+  // Time for so many images with an output plane of this size, in multiply-adds for each pair of
+  // channels; and that of the direct convolution.
+  double cost(size_t images, int64_t out_height, int64_t out_width) const;
+  static double direct_cost(size_t positions);
 
   struct Run {
     const Geometry& geometry;
@@ -50,6 +53,7 @@ class Winograd {
   struct Done {
     size_t image;
     size_t y, x;  // of the tile's first output
+    size_t side;  // of the tile, which may reach past the plane
     size_t panel;
     const winograd::Entry* entries;
     size_t count;
@@ -81,18 +85,20 @@ class Winograd {
                         const OnDone& done) const;
 
   size_t in_channels_, out_channels_;
+  const winograd::Kernel* kernel_;
+  size_t outputs_;   // a side of a tile of outputs
+  size_t products_;  // matrix multiplications
+  bool forced_;      // by the environment
   std::vector<Panel> panels_;
   std::vector<size_t> weight_begin_;  // [panels + 1], in weights_
   size_t widest_ = 0;                 // nr of any panel
   bool masked_;
-  size_t kept_;              // computed positions of a masked plane
   std::vector<Tile> tiles_;  // of a masked plane: those with any computed position
   std::vector<winograd::Entry> entries_;
-  const winograd::Kernel* kernel_;
   size_t v_stride_;  // floats from one tile's transformed inputs to the next's
-  // Four times the packed weights, so made only once a run is seen to be faster with them.
+  // Larger than the packed weights, so made only once a run is seen to be faster with them.
   mutable std::once_flag once_;
-  mutable Buffer weights_;  // [panel][36][in_channels][nr]
+  mutable Buffer weights_;  // [panel][products][in_channels][nr]
   mutable ScratchSlot scratch_;
 };
 

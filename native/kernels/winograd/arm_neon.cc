@@ -2,4 +2,5 @@
 // The vector type comes first.
 #include "kernels/winograd/generic.h"
 
-SEMISPARSE_WINOGRAD_DEFINE(neon)
+SEMISPARSE_WINOGRAD_DEFINE(neon, 4)
+SEMISPARSE_WINOGRAD_DEFINE(neon, 2)

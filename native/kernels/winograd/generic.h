@@ -10,7 +10,19 @@ constexpr float kNear2 = kNear * kNear;
 constexpr float kFar2 = kFar * kFar;
 
 // B^T d for one row or column of d.
-inline void input_six(const Vec::T* d, Vec::T* v) {
+template <size_t kOutputs>
+inline void to_products(const Vec::T* d, Vec::T* v);
+
+template <>
+inline void to_products<2>(const Vec::T* d, Vec::T* v) {
+  v[0] = Vec::sub(d[0], d[2]);
+  v[1] = Vec::add(d[2], d[1]);
+  v[2] = Vec::sub(d[2], d[1]);
+  v[3] = Vec::sub(d[3], d[1]);
+}
+
+template <>
+inline void to_products<4>(const Vec::T* d, Vec::T* v) {
   const Vec::T near2 = Vec::set1(-kNear2), far2 = Vec::set1(-kFar2);
   const Vec::T sum = Vec::set1(-kNear2 - kFar2), product = Vec::set1(kNear2 * kFar2);
   const Vec::T near_even = Vec::fma(far2, d[2], d[4]), near_odd = Vec::fma(far2, d[1], d[3]);
@@ -24,7 +36,17 @@ inline void input_six(const Vec::T* d, Vec::T* v) {
 }
 
 // A^T m for one row or column of m.
-inline void output_four(const Vec::T* m, Vec::T* o) {
+template <size_t kOutputs>
+inline void to_outputs(const Vec::T* m, Vec::T* o);
+
+template <>
+inline void to_outputs<2>(const Vec::T* m, Vec::T* o) {
+  o[0] = Vec::add(m[0], Vec::add(m[1], m[2]));
+  o[1] = Vec::add(m[3], Vec::sub(m[1], m[2]));
+}
+
+template <>
+inline void to_outputs<4>(const Vec::T* m, Vec::T* o) {
   const Vec::T near_even = Vec::add(m[1], m[2]), near_odd = Vec::sub(m[1], m[2]);
   const Vec::T far_even = Vec::add(m[3], m[4]), far_odd = Vec::sub(m[3], m[4]);
   const auto sum = [](float a, Vec::T x, float b, Vec::T y) {
@@ -37,9 +59,10 @@ inline void output_four(const Vec::T* m, Vec::T* o) {
 }
 
 // `last` is how many lanes count: all of them, unless it is the tail.
-template <bool kWhole>
+template <size_t kOutputs, bool kWhole>
 void input_block(const Input& tile, size_t c, size_t last) {
-  Vec::T t[kProducts];
+  constexpr size_t kInputs = inputs_of(kOutputs);
+  Vec::T t[kInputs * kInputs];
 #pragma GCC unroll 6
   for (size_t j = 0; j < kInputs; ++j) {
     Vec::T d[kInputs];
@@ -49,14 +72,14 @@ void input_block(const Input& tile, size_t c, size_t last) {
       const float* from = tile.pixels[i * kInputs + j] + c;
       d[i] = kWhole ? Vec::load(from) : Vec::load_first(from, last);
     }
-    input_six(d, v);
+    to_products<kOutputs>(d, v);
 #pragma GCC unroll 6
     for (size_t i = 0; i < kInputs; ++i) t[i * kInputs + j] = v[i];
   }
 #pragma GCC unroll 6
   for (size_t i = 0; i < kInputs; ++i) {
     Vec::T v[kInputs];
-    input_six(t + i * kInputs, v);
+    to_products<kOutputs>(t + i * kInputs, v);
 #pragma GCC unroll 6
     for (size_t j = 0; j < kInputs; ++j) {
       float* to = tile.v + (i * kInputs + j) * tile.channels + c;
@@ -69,15 +92,19 @@ void input_block(const Input& tile, size_t c, size_t last) {
   }
 }
 
+template <size_t kOutputs>
 void input(const Input& tile) {
   size_t c = 0;
-  for (; c + Vec::kLanes <= tile.channels; c += Vec::kLanes) input_block<true>(tile, c, 0);
-  if (c < tile.channels) input_block<false>(tile, c, tile.channels - c);
+  for (; c + Vec::kLanes <= tile.channels; c += Vec::kLanes) {
+    input_block<kOutputs, true>(tile, c, 0);
+  }
+  if (c < tile.channels) input_block<kOutputs, false>(tile, c, tile.channels - c);
 }
 
 // Gives a vector that is zero where all outputs are finite and not a number where one is not.
-template <bool kWhole>
+template <size_t kOutputs, bool kWhole>
 Vec::T output_block(const Output& tile, size_t c, size_t last) {
+  constexpr size_t kInputs = inputs_of(kOutputs);
   const Vec::T bias = Vec::load(tile.bias + c);
   const Vec::T zero = Vec::set1(0);
   Vec::T t[kOutputs * kInputs];
@@ -89,7 +116,7 @@ Vec::T output_block(const Output& tile, size_t c, size_t last) {
       m[i] = Vec::load(tile.m + (i * kInputs + j) * tile.stride + c);
     }
     Vec::T column[kOutputs];
-    output_four(m, column);
+    to_outputs<kOutputs>(m, column);
 #pragma GCC unroll 4
     for (size_t i = 0; i < kOutputs; ++i) t[i * kInputs + j] = column[i];
   }
@@ -98,7 +125,7 @@ Vec::T output_block(const Output& tile, size_t c, size_t last) {
 #pragma GCC unroll 4
   for (size_t i = 0; i < kOutputs; ++i) {
     Vec::T row[kOutputs];
-    output_four(t + i * kInputs, row);
+    to_outputs<kOutputs>(t + i * kInputs, row);
 #pragma GCC unroll 4
     for (size_t j = 0; j < kOutputs; ++j) {
       check = Vec::fma(row[j], zero, check);
@@ -124,13 +151,14 @@ Vec::T output_block(const Output& tile, size_t c, size_t last) {
   return check;
 }
 
+template <size_t kOutputs>
 bool output(const Output& tile) {
   Vec::T check = Vec::set1(0);
   size_t c = 0;
   for (; c + Vec::kLanes <= tile.n; c += Vec::kLanes) {
-    check = Vec::add(check, output_block<true>(tile, c, 0));
+    check = Vec::add(check, output_block<kOutputs, true>(tile, c, 0));
   }
-  if (c < tile.n) check = Vec::add(check, output_block<false>(tile, c, tile.n - c));
+  if (c < tile.n) check = Vec::add(check, output_block<kOutputs, false>(tile, c, tile.n - c));
   float lanes[Vec::kLanes];
   Vec::store(lanes, check);
   bool finite = true;
@@ -141,8 +169,8 @@ bool output(const Output& tile) {
 }  // namespace
 }  // namespace semisparse::winograd
 
-#define SEMISPARSE_WINOGRAD_DEFINE(isa)                                   \
-  namespace semisparse::winograd {                                        \
-  void winograd_input_##isa(const Input& tile) { input(tile); }           \
-  bool winograd_output_##isa(const Output& tile) { return output(tile); } \
+#define SEMISPARSE_WINOGRAD_DEFINE(isa, t)                                               \
+  namespace semisparse::winograd {                                                       \
+  void winograd_input_##isa##_##t##x##t(const Input& tile) { input<t>(tile); }           \
+  bool winograd_output_##isa##_##t##x##t(const Output& tile) { return output<t>(tile); } \
   }

@@ -13,8 +13,6 @@ using namespace semisparse;
 using test::Guarded;
 using test::Random;
 using winograd::Entry;
-using winograd::kOutputs;
-using winograd::kProducts;
 
 namespace {
 
@@ -23,11 +21,20 @@ struct Listed {
   const char* name;
   winograd::InputFunction input;
   winograd::OutputFunction output;
+  size_t outputs;
+  winograd::InputFunction reference_input;
+  winograd::OutputFunction reference_output;
 };
 
 const Listed kKernels[] = {
-#define SEMISPARSE_WINOGRAD(isa) \
-  {#isa, "winograd_" #isa, winograd::winograd_input_##isa, winograd::winograd_output_##isa},
+#define SEMISPARSE_WINOGRAD(isa, t)             \
+  {#isa,                                        \
+   "winograd_" #isa "_" #t "x" #t,              \
+   winograd::winograd_input_##isa##_##t##x##t,  \
+   winograd::winograd_output_##isa##_##t##x##t, \
+   t,                                           \
+   winograd::reference<t>,                      \
+   winograd::reference<t>},
 #include "kernels/winograd/kernels.inc"
 #undef SEMISPARSE_WINOGRAD
 };
@@ -36,40 +43,43 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr size_t kWidestVector = 16;
 
 void check_input(const Listed& kernel, uint64_t seed) {
+  const size_t products = winograd::products_of(kernel.outputs);
   Random random(seed);
   const size_t channels = random.size(1, random.chance(0.3) ? 150 : 20);
   test::context = std::string(kernel.name) + " input channels=" + std::to_string(channels) +
                   " seed=" + std::to_string(seed);
   Guarded<float> x(channels + random.size(0, 300), random);
   test::fill(x, random, true);
-  std::vector<const float*> pixels(kProducts);
+  std::vector<const float*> pixels(products);
   for (const float*& pixel : pixels) pixel = x.data() + random.size(0, x.size() - channels);
-  pixels[random.size(0, kProducts - 1)] = x.data() + x.size() - channels;
+  pixels[random.size(0, products - 1)] = x.data() + x.size() - channels;
 
-  Guarded<float> got(kProducts * channels, random);
+  Guarded<float> got(products * channels, random);
   Guarded<float> want(got.size(), random);
   kernel.input({pixels.data(), channels, got.data()});
-  winograd::reference(winograd::Input{pixels.data(), channels, want.data()});
+  kernel.reference_input({pixels.data(), channels, want.data()});
   test::check_same(got, want);
 }
 
 void check_output(const Listed& kernel, uint64_t seed) {
+  const size_t products = winograd::products_of(kernel.outputs);
+  const size_t slots = kernel.outputs * kernel.outputs;
   Random random(seed);
   winograd::Output tile{};
   tile.n = random.size(1, random.chance(0.3) ? 64 : 20);
   const size_t whole = (tile.n + kWidestVector - 1) / kWidestVector * kWidestVector;
   tile.stride = whole + random.size(0, 20);
   tile.ldy = tile.n + (random.chance(0.5) ? 0 : random.size(1, 9));
-  tile.count = random.chance(0.3) ? kOutputs * kOutputs : random.size(1, 40);
+  tile.count = random.chance(0.3) ? slots : random.size(1, 40);
   test::context = std::string(kernel.name) + " output n=" + std::to_string(tile.n) +
                   " entries=" + std::to_string(tile.count) + " seed=" + std::to_string(seed);
 
-  Guarded<float> m((kProducts - 1) * tile.stride + whole, random);
+  Guarded<float> m((products - 1) * tile.stride + whole, random);
   test::fill(m, random, true);
   const bool finite = random.chance(0.7);
   if (!finite) {
     const float values[] = {NAN, kInfinity, -kInfinity};
-    m[random.size(0, kProducts - 1) * tile.stride + random.size(0, tile.n - 1)] =
+    m[random.size(0, products - 1) * tile.stride + random.size(0, tile.n - 1)] =
         values[random.size(0, 2)];
   }
   tile.m = m.data();
@@ -81,8 +91,8 @@ void check_output(const Listed& kernel, uint64_t seed) {
   const size_t places = tile.count + random.size(0, 9);
   std::vector<Entry> entries;
   for (size_t i = 0; i < tile.count; ++i) {
-    entries.push_back({static_cast<uint32_t>(random.size(0, kOutputs * kOutputs - 1)),
-                       static_cast<uint32_t>(places - 1 - i)});
+    entries.push_back(
+        {static_cast<uint32_t>(random.size(0, slots - 1)), static_cast<uint32_t>(places - 1 - i)});
   }
   tile.entries = entries.data();
   const size_t plane = (places - 1) * tile.ldy + tile.n;
@@ -99,7 +109,7 @@ void check_output(const Listed& kernel, uint64_t seed) {
   tile.y = got.data();
   CHECK_EQUAL(kernel.output(tile), finite);
   tile.y = want.data();
-  CHECK_EQUAL(winograd::reference(tile), finite);
+  CHECK_EQUAL(kernel.reference_output(tile), finite);
   if (finite) test::check_same(got, want);
 }
 

@@ -2,4 +2,5 @@
 // The vector type comes first.
 #include "kernels/winograd/generic.h"
 
-SEMISPARSE_WINOGRAD_DEFINE(avx2)
+SEMISPARSE_WINOGRAD_DEFINE(avx2, 4)
+SEMISPARSE_WINOGRAD_DEFINE(avx2, 2)
