@@ -583,40 +583,34 @@ def test_whatever_is_wrong_with_a_file_is_one_error(tmp_path, content):
 
 
 def test_calibration_images_are_the_training_split_as_it_is_evaluated(photos):
-    batches = list(calibration_images(photos, 50, image_size=16, batch_size=20))
-    assert [tuple(batch.shape) for batch in batches] == [
-        (20, 3, 16, 16),
-        (20, 3, 16, 16),
-        (10, 3, 16, 16),
-    ]
-    again = torch.cat(list(calibration_images(photos, 50, image_size=16, batch_size=7)))
-    assert torch.equal(torch.cat(batches), again)
+    images = calibration_images(photos, 50, image_size=16)
+    assert images.shape == (50, 3, 16, 16)
+    assert torch.equal(calibration_images(photos, 50, image_size=16, workers=2), images)
     splits = data.load(photos, image_size=16)
-    assert len(torch.cat(list(calibration_images(photos, 999, image_size=16)))) == len(splits.train)
+    assert len(calibration_images(photos, 999, image_size=16)) == len(splits.train)
     prepare, finish = splits.val.prepare, splits.val.finish
     plain = {
         finish(prepare(splits.train.source.images[index])[None]).numpy().tobytes()
         for index in range(len(splits.train))
     }
-    assert all(image[None].numpy().tobytes() in plain for image in again)
+    assert all(image[None].numpy().tobytes() in plain for image in images)
 
 
 def test_calibration_needs_no_class_folders(tmp_path):
     for index in range(5):
         write_image(tmp_path / f"{index}.jpeg", (index, 0, 0))
     (tmp_path / "notes.txt").write_text("no image")
-    (batch,) = calibration_images(f"imagefolder:{tmp_path}", 100, image_size=16)
-    assert batch.shape == (5, 3, 16, 16)
+    images = calibration_images(f"imagefolder:{tmp_path}", 100, image_size=16)
+    assert images.shape == (5, 3, 16, 16)
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="no images in class folders"):
         calibration_images(f"imagefolder:{tmp_path}", 100)
     write_image(tmp_path / "train" / "0.webp")
-    (batch,) = calibration_images(f"imagefolder:{tmp_path}", 100, image_size=16)
-    assert len(batch) == 1
+    images = calibration_images(f"imagefolder:{tmp_path}", 100, image_size=16)
+    assert len(images) == 1
     with pytest.raises(DataError, match="at least 1"):
         calibration_images("digits", 0)
 
 
 def test_calibration_works_for_every_kind_of_set():
-    batches = list(calibration_images("digits", 100, image_size=8, batch_size=60))
-    assert [tuple(batch.shape) for batch in batches] == [(60, 1, 8, 8), (40, 1, 8, 8)]
+    assert calibration_images("digits", 100, image_size=8).shape == (100, 1, 8, 8)

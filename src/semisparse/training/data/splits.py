@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +78,11 @@ def calibration_images(
     root: str | Path | None = None,
     image_size: int | None = None,
     *,
-    batch_size: int = 64,
     workers: int = 0,
     download: bool = False,
     normalisation: Normalisation | None = None,
-) -> Iterator[torch.Tensor]:
-    """Batches `[N, channels, image_size, image_size]` of at most `count` images, without labels.
+) -> torch.Tensor:
+    """At most `count` images `[N, channels, image_size, image_size]`, without labels.
 
     They are drawn from the training split, the same ones every time, and prepared as for
     evaluation. Of `imagefolder:PATH` also when the images lie right in PATH or PATH/train, without
@@ -104,9 +102,9 @@ def calibration_images(
     finish = transforms.finish(size, *_normalisation(source, normalisation))
     some = ImageSet(images.take(chosen), plain, finish)
     loader = ImageLoader(
-        some, EvaluationOrder(len(some)), batch_size, split="calibration images", workers=workers
+        some, EvaluationOrder(len(some)), 64, split="calibration images", workers=workers
     )
-    return (batch for batch, _ in loader)
+    return torch.cat([batch for batch, _ in loader])
 
 
 def _split(name: str, source: Source) -> tuple[Labelled, Labelled, Labelled]:
