@@ -29,7 +29,12 @@ _AUXILIARY = ("googlenet", "inception_v3")
 
 
 def create(
-    name: str, num_classes: int, weights: str | Path | None = None, input_channels: int = 3
+    name: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    input_channels: int = 3,
+    *,
+    exact: bool = False,
 ) -> nn.Module:
     """Create a classifier `[N, input_channels, H, W] -> [N, num_classes]`.
 
@@ -38,7 +43,7 @@ def create(
     `num_classes` and `input_channels` that its signature names). `weights` is `None` (random),
     `"DEFAULT"` (the published ones, downloaded by torchvision or timm), or a path as for
     `weights.read`. An input layer or head whose weights are for another number of channels or
-    classes is left random, which is said in one line.
+    classes is left random, which is said in one line, or refused if the model has to be `exact`.
 
     Raises `ModelError` for an unknown name, and for weights that do not fit the model.
     """
@@ -70,7 +75,7 @@ def create(
             ) from error
     else:
         state = read(Path(weights))
-    load(model, state, name, weights)
+    load(model, state, name, weights, exact=exact)
     return model
 
 

@@ -49,7 +49,7 @@ class Classifier(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout becomes a function of seed and step, so that a resumed run repeats an
         # uninterrupted one. Ranks differ, as their images do.
-        entropy = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
+        entropy = np.random.SeedSequence([self.options.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
     @override

@@ -39,7 +39,8 @@ from semisparse.training import models, saved, settings
 from semisparse.training import trainer as trainers
 from semisparse.training.callback import SparsityCallback
 from semisparse.training.checkpoints import resumable
-from semisparse.training.data import ImageData
+from semisparse.training.data import ImageData, Normalisation
+from semisparse.training.distillation import load_teacher
 from semisparse.training.module import Classifier
 from semisparse.training.progress import bars
 from semisparse.training.pruning import prune
@@ -156,18 +157,14 @@ def _train(
         options.batch_size,
         options.workers,
         options.seed,
+        download=options.download,
+        normalisation=_normalisation(options),
     )
     model, architecture = _create(options, data)
-    module = Classifier(
-        model,
-        data.num_classes,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        label_smoothing=options.label_smoothing,
-        seed=options.seed,
+    teacher = (
+        load_teacher(options.teacher, options.teacher_weights, data) if options.teacher else None
     )
+    module = Classifier(model, data.num_classes, options, teacher)
     module.example_input_array = data.example_input
     last = resumable(out / "checkpoints", bar.console if trainer.is_global_zero else None)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -192,6 +189,7 @@ def _train(
         architecture=architecture,
         num_classes=data.num_classes,
         example_input=data.example_input,
+        normalisation=data.normalisation,
         sparsifier=sparsifier,
     )
     export_onnx(model, data.example_input, out / "model.onnx")
@@ -231,6 +229,14 @@ def _create(options: TrainSettings, data: ImageData) -> tuple[nn.Module, str]:
             itertools.islice(data.train_dataloader(), -(-_TAYLOR_IMAGES // data.batch_size)),
         )
     return model, architecture
+
+
+def _normalisation(options: TrainSettings) -> Normalisation | None:
+    """What the first weights were trained with, if that is known."""
+    source = Path(options.model)
+    if source.is_dir():
+        return saved.normalisation(source)
+    return models.normalisation(options.model, options.weights)
 
 
 def _check_outputs(name: str, model: nn.Module, data: ImageData) -> None:

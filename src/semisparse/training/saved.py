@@ -14,6 +14,7 @@ from semisparse.errors import ConfigError
 from semisparse.files import writing
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import models, settings
+from semisparse.training.data import Normalisation
 from semisparse.training.pruning import resize
 from semisparse.training.settings import TrainSettings
 
@@ -25,6 +26,7 @@ def save(
     architecture: str,
     num_classes: int,
     example_input: torch.Tensor,
+    normalisation: Normalisation,
     sparsifier: Sparsifier | None,
 ) -> None:
     """Write a model, `[N, C, H, W] -> [N, num_classes]`, with its masks, whole or not at all.
@@ -36,6 +38,7 @@ def save(
         "model": model.state_dict(),
         "num_classes": num_classes,
         "example_input": example_input,
+        "normalisation": normalisation,
         "sparsifier": sparsifier.state_dict() if sparsifier else None,
     }
     with writing(path) as draft:
@@ -67,6 +70,16 @@ def load_dense(out: Path) -> tuple[nn.Module, str]:
     model = _blank(saved)
     model.load_state_dict({name: saved["model"][name] for name in model.state_dict()})
     return model, saved["architecture"]
+
+
+def normalisation(out: Path) -> Normalisation:
+    """Mean and deviation of each channel that a finished run was trained with.
+
+    Raises `ConfigError` as `load_run`.
+    """
+    saved, _ = _read(out)
+    mean, std = saved["normalisation"]
+    return tuple(mean), tuple(std)
 
 
 def _read(out: Path) -> tuple[dict[str, Any], TrainSettings]:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import Progress
 
 from semisparse.errors import ConfigError
+from semisparse.training.averaging import MovingAverage
 from semisparse.training.callback import SparsityCallback
 from semisparse.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from semisparse.training.divergence import DivergenceStop
@@ -33,10 +34,11 @@ def create(
 ) -> lightning.Trainer:
     """A Trainer that writes its checkpoints, curves and logs into the folder `out`.
 
-    Raises `ConfigError` when this machine has not the devices asked for, or a launcher such as
-    torchrun started another number of processes.
+    Raises `ConfigError` when this machine has not the devices asked for or they not the precision,
+    or a launcher such as torchrun started another number of processes.
     """
     _check_launcher(options)
+    _check_precision(options)
     stop = StopRequest(progress.console)
     checkpoints = out / "checkpoints"
     try:
@@ -52,6 +54,8 @@ def create(
             log_every_n_steps=1,
             callbacks=[
                 *([sparsity] if sparsity else []),
+                # Behind the masks, which its copy of the model has to have too.
+                *([MovingAverage(options.ema)] if options.ema else []),
                 DivergenceStop(),
                 History(out / "metrics.csv"),
                 RunProgress(progress, out.name),
@@ -104,3 +108,10 @@ def _check_launcher(options: TrainSettings) -> None:
             f"torchrun started {started} processes, but the run has {options.devices} devices on "
             f"{options.num_nodes} machines; give --devices and --num-nodes to match."
         )
+
+
+def _check_precision(options: TrainSettings) -> None:
+    # Lightning would take bf16 instead.
+    on_cpu = options.accelerator == "cpu" or not torch.accelerator.is_available()
+    if options.precision == "fp16" and on_cpu:
+        raise ConfigError("precision is fp16, which CPUs do not train in; use bf16 or fp32.")

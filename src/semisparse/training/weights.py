@@ -44,11 +44,19 @@ def read(path: Path) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, Mapping) else {}
 
 
-def load(model: nn.Module, state: Mapping[str, Any], name: str, weights: str | Path) -> None:
+def load(
+    model: nn.Module,
+    state: Mapping[str, Any],
+    name: str,
+    weights: str | Path,
+    *,
+    exact: bool = False,
+) -> None:
     """Load a state into a model; `name` and `weights` are how messages call the two.
 
-    Tensors of the input convolution and of the head that have other sizes stay random, which is
-    said in one line. Raises `ModelError` for the state of another model.
+    Unless the fit has to be `exact`, tensors of the input convolution and of the head that have
+    other sizes stay random, which is said in one line. Raises `ModelError` for the state of
+    another model.
     """
     own = model.state_dict()
     state = _renamed(state, own)
@@ -69,7 +77,7 @@ def load(model: nn.Module, state: Mapping[str, Any], name: str, weights: str | P
             f"({', '.join(missing[:3])}) and {len(unknown)} are unknown "
             f"({', '.join(unknown[:3])}); give the weights of that model."
         )
-    replaceable = _ends(model)
+    replaceable = set() if exact else _ends(model)
     misfits = [key for key, value in state.items() if value.shape != own[key].shape]
     for key in misfits:
         if key.rpartition(".")[0] not in replaceable:
