@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from semisparse.bench import compare as comparing
 from semisparse.bench import harness, memory, tables
 from semisparse.bench.compare import Run, compare
-from semisparse.bench.layers import profile
+from semisparse.bench.layers import LayerTime, profile
 from semisparse.bench.machine import Peak, measure_peak
 from semisparse.bench.models import Floats, Model, prepare
 from semisparse.bench.peers import PEERS, Peer
@@ -138,6 +138,17 @@ def test_every_layer_of_ours_is_profiled_beside_stock(model: Model) -> None:
         assert row.stock_seconds > 0
 
 
+def test_a_chain_is_one_row_of_a_profile() -> None:
+    weights = ((96, 16, 1, 1), (96, 1, 3, 3), (24, 96, 1, 1))
+    name = "features.2.conv.0.0+features.2.conv.1.0+features.2.conv.2"
+    chain = LayerTime(name, weights, (56, 56), 0.25, 5 * 10**7, 1e-3, 2e-3)
+    run = Run(1, Peak(1, 1e11, 1e10), (), {}, None, 0, {"semisparse 0.25": (chain,)})
+    _, table = tables.model_tables(harness.ModelResult("m", (1, 3, 224, 224), 10**9, (run,)))
+    (cells,) = table.rows
+    assert cells[:3] == ("features.2.conv.0.0+1.0+2", "96x16x1x1+96x1x3x3+24x96x1x1", "56x56")
+    assert cells[-1] == "2.00"
+
+
 def test_sessions_are_measured_in_fresh_processes(model: Model) -> None:
     footprints = memory.measure(model, threads=1, repeats=1)
     assert [footprint.name for footprint in footprints] == [
@@ -159,7 +170,7 @@ def test_the_command_writes_every_figure_and_sample(cache: Path, tmp_path: Path)
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     results = json.loads(out.read_text())
-    assert results["version"] == 1
+    assert results["version"] == 2
     assert results["settings"]["threads"] == [1, 2]
     assert results["machine"]["kernels"]
     assert results["peer_versions"]["onnxruntime"]["onnxruntime"]
@@ -202,6 +213,7 @@ def test_an_exported_file_is_timed_against_its_portable_body(model: Model, cache
     [
         (("--peers", "onnxruntime", "tensorrt"), "There is no peer 'tensorrt'"),
         (("--fill", "zero"), "There is no fill 'zero'"),
+        (("--chains", "none"), "There is no kind of chains 'none'"),
         (("--sparsity", "0", "resnet50"), "give numbers, and the models before them"),
         (("--threads", "0"), "threads is 0"),
         (("--block", "1", "0"), "blocks is 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,78 @@ def test_work_is_that_of_the_computed_positions(model: Model) -> None:
         expected = 0.25 if layer.plane != (1, 1) else 0.0
         assert layer.sparsity == pytest.approx(expected, abs=0.5 / layer.positions)
     assert {layer.name for layer in model.work.layers} == {layer.name for layer in bias.layers}
+
+
+BLOCKS = """
+from torch import nn
+
+
+def conv(c_in, c_out, kernel=1, **options):
+    return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, **options)
+
+
+def network(num_classes):
+    return nn.Sequential(
+        conv(3, 8, 3, stride=2),
+        nn.Sequential(conv(8, 24), nn.ReLU6(), conv(24, 24, 3, stride=2, groups=24), nn.ReLU6()),
+        conv(24, 10),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(10, num_classes),
+    )
+"""
+
+
+@pytest.fixture
+def blocks(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A network with one chain, fused and not."""
+    (tmp_path / "some_blocks.py").write_text(BLOCKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return prepare(
+        "some_blocks:network",
+        cache,
+        sparsities=[0, 0.25],
+        fills=["nearest"],
+        chains=["fused", "separate"],
+        image_size=30,
+    )
+
+
+def test_chains_are_fused_or_not(blocks: Model) -> None:
+    names = [variant.name for variant in blocks.variants]
+    assert names == [
+        "semisparse 0",
+        "semisparse 0 separate",
+        "semisparse 0.25 nearest",
+        "semisparse 0.25 nearest separate",
+    ]
+    fused, separate = ("1.0+1.2+2",), ("1.0", "1.2", "2")
+    for variant, nodes in zip(blocks.variants, [fused, separate] * 2, strict=True):
+        assert [layer.name for layer in variant.work.layers] == ["0", *separate, "5"]
+        found = dict.fromkeys(layer.node for layer in variant.work.layers)
+        assert tuple(found) == ("0", *nodes, "5")
+
+
+def test_a_chain_is_as_much_work_as_its_layers(blocks: Model) -> None:
+    dense, _, fused, separate = (variant.work for variant in blocks.variants)
+    assert dense.flops == blocks.work.flops
+    assert [layer.plane for layer in fused.layers] == [(15, 15), (15, 15), (8, 8), (8, 8), (1, 1)]
+    for one, other in zip(fused.layers, separate.layers, strict=True):
+        assert dataclasses.replace(one, node=other.node) == other
+    assert fused.dense().flops == dense.flops
+
+
+def test_a_chain_that_was_renamed_is_counted_too(blocks: Model) -> None:
+    model = read(blocks.variants[2].path)
+    (chain,) = (node for node in model.graph.node if "+" in node.name)
+    chain.name = "renamed"
+    work = work_of(model)
+    assert work.flops == blocks.variants[2].work.flops
+    assert [layer.name for layer in work.layers if layer.node == "renamed"] == [
+        "renamed Expand",
+        "renamed Depthwise",
+        "renamed Project",
+    ]
 
 
 def test_a_second_time_nothing_is_made_again(model: Model, cache: Path) -> None:

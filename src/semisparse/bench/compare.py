@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         name: unique in the run.
-        sparsity, fill, block: of ours, as in `models.Variant`; None for a peer.
+        sparsity, fill, block, chains: of ours, as in `models.Variant`; None for a peer.
         error: norm-relative difference of the output from torch's.
         flops: operations on one image, masked positions left out.
         limit: dense operations over these operations; 1 / (1 - sparsity) if all of the model is
@@ -48,6 +48,7 @@ class Row:
     sparsity: float | None
     fill: str | None
     block: int | None
+    chains: str | None
     error: float
     flops: int
     limit: float
@@ -182,6 +183,7 @@ def _row(name: str, model: Model, error: float, timing: Timing, dense: Sequence[
         sparsity=variant.sparsity if variant else None,
         fill=variant.fill if variant else None,
         block=variant.block if variant else None,
+        chains=variant.chains if variant else None,
         error=error,
         flops=flops,
         limit=model.work.flops / flops,

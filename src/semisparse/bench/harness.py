@@ -15,7 +15,7 @@ from semisparse.bench.models import prepare
 from semisparse.bench.peers import PEERS
 from semisparse.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         models: names or paths, as `models.prepare` takes them.
-        sparsities, fills, blocks, skip, image_size: likewise; they do not concern exported files.
+        sparsities, fills, blocks, chains, skip, image_size: likewise; they do not concern exported files.
         threads: one interleaved run for each.
         peers: names of `peers.PEERS`.
         rounds: samples of each candidate in a run.
@@ -40,6 +40,7 @@ class Settings:
     sparsities: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
     fills: tuple[str, ...] = ("bias", "nearest")
     blocks: tuple[int, ...] = (1,)
+    chains: tuple[str, ...] = ("fused",)
     skip: tuple[str, ...] = ()
     image_size: int = 224
     threads: tuple[int, ...] = (1, 2)
@@ -54,7 +55,11 @@ class Settings:
             raise ConfigError(f"There is no peer {unknown[0]!r}; known are {', '.join(PEERS)}.")
         if unknown := [fill for fill in self.fills if fill not in ("bias", "nearest")]:
             raise ConfigError(f"There is no fill {unknown[0]!r}; known are bias and nearest.")
-        for what in ("models", "sparsities", "fills", "blocks", "threads"):
+        if unknown := [kind for kind in self.chains if kind not in ("fused", "separate")]:
+            raise ConfigError(
+                f"There is no kind of chains {unknown[0]!r}; known are fused and separate."
+            )
+        for what in ("models", "sparsities", "fills", "blocks", "chains", "threads"):
             values = getattr(self, what)
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{what} is {list(values)}; give one or more different values.")
@@ -90,7 +95,7 @@ class Results:
 
     The JSON has the fields of these classes by their names (`Settings`, `ModelResult`, `compare.Run`
     and `compare.Row`, `machine.Peak`, `timing.Quartiles`, `layers.LayerTime`, `memory.Footprint`;
-    their docstrings are its schema) and `version`, 1. Times are in seconds, memory in bytes,
+    their docstrings are its schema) and `version`, 2. Times are in seconds, memory in bytes,
     work in operations. Every sample is in it, in the order of the rounds.
 
     Attributes:
@@ -161,6 +166,7 @@ def _run_model(name: str, settings: Settings, cache: Path, progress: Progress) -
         sparsities=settings.sparsities,
         fills=settings.fills,
         blocks=settings.blocks,
+        chains=settings.chains,
         skip=settings.skip,
         image_size=settings.image_size,
         progress=progress.stage,

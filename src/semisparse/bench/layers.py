@@ -7,6 +7,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import onnxruntime
@@ -14,27 +15,28 @@ import onnxruntime
 from semisparse.bench.models import Model, Variant
 from semisparse.bench.peers.onnxruntime import runner, session_options
 from semisparse.bench.timing import interleave
-from semisparse.bench.work import ACTIVATED
+from semisparse.bench.work import ACTIVATED, Work
 from semisparse.runtime import InferenceSession
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A layer of ours beside the same layer of the dense model in stock ONNX Runtime.
+    """A layer of ours, or a chain of them, beside the same of the dense model in stock ONNX Runtime.
 
     Attributes:
-        name: of the layer; "(other)" is everything that is not a convolution or matrix product.
-        weights: [C_out, C_in / group, kh, kw]; empty for "(other)".
-        plane: [H_out, W_out].
-        sparsity: fraction of the plane that is masked.
+        name: of the layer, or the layers of a chain joined by "+"; "(other)" is everything that is
+            not a convolution or matrix product.
+        weights: of each layer, [C_out, C_in / group, kh, kw]; empty for "(other)".
+        plane: [H_out, W_out], of a chain's last layer.
+        sparsity: fraction of the operations that is masked: for one layer, of the plane.
         flops: operations on one image, masked positions left out.
         seconds: of ours, median over the calls.
-        stock_seconds: of stock ONNX Runtime; None if its profile does not show the layer. What it
-            fuses into the layer (residual, activation) is in it, as it is in ours.
+        stock_seconds: of stock ONNX Runtime, the sum for a chain; None if its profile does not show
+            them. What it fuses into a layer (residual, activation) is in it, as it is in ours.
     """
 
     name: str
-    weights: tuple[int, ...]
+    weights: tuple[tuple[int, ...], ...]
     plane: tuple[int, int]
     sparsity: float
     flops: int
@@ -62,16 +64,18 @@ def profile(model: Model, variant: Variant, threads: int, *, rounds: int) -> tup
         )
         ours, stock = (_node_seconds(session) for session in sessions.values())
     rows = []
-    for layer in variant.work.layers:
+    for node, group in groupby(variant.work.layers, key=lambda layer: layer.node):
+        work = Work(tuple(group))
+        names = [layer.name for layer in work.layers]
         rows.append(
             LayerTime(
-                layer.name,
-                layer.weights,
-                layer.plane,
-                layer.sparsity,
-                layer.flops,
-                ours.pop(layer.name, 0.0),
-                stock.pop(layer.name, None),
+                node,
+                tuple(layer.weights for layer in work.layers),
+                work.layers[-1].plane,
+                1 - work.flops / work.dense().flops,
+                work.flops,
+                ours.pop(node, 0.0),
+                sum(map(stock.pop, names)) if stock.keys() >= set(names) else None,
             )
         )
     rows.append(LayerTime("(other)", (), (0, 0), 0.0, 0, sum(ours.values()), sum(stock.values())))

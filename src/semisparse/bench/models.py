@@ -54,6 +54,7 @@ class Variant:
         sparsity: as asked for; None for a file that came from outside.
         fill: of the masked positions; None for a dense file, or one from outside.
         block: side of the squares that are masked as a whole; None likewise.
+        chains: "fused", or "separate" convolutions; None for a file from outside.
         path: of the file.
         expected: output of `Model.x`.
         work: what the file computes.
@@ -62,6 +63,7 @@ class Variant:
     sparsity: float | None
     fill: str | None
     block: int | None
+    chains: str | None
     path: Path
     expected: Floats
     work: Work
@@ -76,6 +78,8 @@ class Variant:
             words.append(self.fill)
         if self.block not in (None, 1):
             words.append(f"block {self.block}")
+        if self.chains == "separate":
+            words.append("separate")
         return " ".join(words)
 
 
@@ -111,6 +115,7 @@ def prepare(
     sparsities: Sequence[float],
     fills: Sequence[str],
     blocks: Sequence[int] = (1,),
+    chains: Sequence[str] = ("fused",),
     skip: Sequence[str] = (),
     image_size: int = 224,
     progress: Callable[[str], object] = lambda what: None,
@@ -123,6 +128,7 @@ def prepare(
         sparsities: in [0, 1); 0 is the dense model, exported as the sparse ones are.
         fills: of every sparsity above 0.
         blocks: of every fill.
+        chains: of all of these, "fused" or "separate": see `export_onnx`.
         skip: rules of `SparsityConfig` for layers to leave dense.
         image_size: height and width of the input.
         progress: called with what is being made.
@@ -147,13 +153,13 @@ def prepare(
             continue
         for fill, block in product(fills, blocks):
             configs.append(SparsityConfig(sparsity, skip=tuple(skip), fill=fill, block=block))
-    return _from_name(name, cache, configs, image_size, progress)
+    return _from_name(name, cache, list(product(configs, chains)), image_size, progress)
 
 
 def _from_name(
     name: str,
     cache: Path,
-    configs: Sequence[SparsityConfig | None],
+    files: Sequence[tuple[SparsityConfig | None, str]],
     image_size: int,
     progress: Callable[[str], object],
 ) -> Model:
@@ -196,8 +202,8 @@ def _from_name(
             )
         name_layers(path)
 
-    def variant(config: SparsityConfig | None) -> Variant:
-        settings = config.to_json() if config else "dense"
+    def variant(config: SparsityConfig | None, chains: str) -> Variant:
+        settings = f"{config.to_json() if config else 'dense'} {chains}"
         path = folder / f"semisparse-{_digest(settings.encode())}.onnx"
         sparsifier = Sparsifier(model, torch.from_numpy(x), config, 1) if config else None
         if sparsifier is not None:
@@ -205,15 +211,17 @@ def _from_name(
         try:
             if not path.exists():
                 progress(f"exporting {name} at sparsity {config.sparsity if config else 0:g}")
-                export_onnx(model, torch.from_numpy(x), path, verify=False)
+                export_onnx(
+                    model, torch.from_numpy(x), path, verify=False, chains=chains == "fused"
+                )
             expected = output(model)
         finally:
             if sparsifier is not None:
                 sparsifier.detach()
         work = work_of(read(path))
         if config is None:
-            return Variant(0.0, None, None, path, expected, work)
-        return Variant(config.sparsity, config.fill, config.block, path, expected, work)
+            return Variant(0.0, None, None, chains, path, expected, work)
+        return Variant(config.sparsity, config.fill, config.block, chains, path, expected, work)
 
     settings = {
         "model": full_name,
@@ -235,7 +243,7 @@ def _from_name(
         folder.mkdir(parents=True, exist_ok=True)
         with writing(dense) as draft:
             export_dense(draft)
-    variants = tuple(variant(config) for config in configs)
+    variants = tuple(variant(config, chains) for config, chains in files)
     return Model(name, folder, x, dense, output(model), work_of(read(dense)), variants, module)
 
 
@@ -266,7 +274,7 @@ def _from_file(path: Path, cache: Path, progress: Callable[[str], object]) -> Mo
     (x,) = random_feeds(session, _SEED).values()
     expected: Floats = session.run(None, {session.get_inputs()[0].name: x})[0]
     work = work_of(proto)
-    variant = Variant(None, None, None, path, expected, work)
+    variant = Variant(None, None, None, None, path, expected, work)
     return Model(str(path), folder, x, dense, expected, work.dense(), (variant,), module)
 
 

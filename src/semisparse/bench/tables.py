@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from semisparse.bench.compare import Row, Run
 from semisparse.bench.harness import ModelResult, Results
@@ -126,8 +127,8 @@ def _layer_table(title: str, rows: tuple[LayerTime, ...], peak: float) -> Table:
         stock = row.stock_seconds
         cells.append(
             (
-                row.name,
-                "x".join(map(str, row.weights)),
+                _short(row.name),
+                "+".join("x".join(map(str, weights)) for weights in row.weights),
                 "x".join(map(str, row.plane)) if row.weights else "",
                 f"{row.sparsity:.2f}" if row.weights else "",
                 f"{row.flops / 1e6:.1f}" if row.weights else "",
@@ -151,6 +152,14 @@ def _layer_table(title: str, rows: tuple[LayerTime, ...], peak: float) -> Table:
         "speedup",
     )
     return Table(title, columns, tuple(cells))
+
+
+def _short(name: str) -> str:
+    """A chain's name, with the words that all of its layers begin with only once."""
+    first, *others = (layer.split(".") for layer in name.split("+"))
+    shared = takewhile(lambda words: len(set(words)) == 1, zip(first, *others, strict=False))
+    words = len(list(shared))
+    return "+".join(".".join(part) for part in (first, *(layer[words:] for layer in others)))
 
 
 def _memory_table(title: str, footprints: tuple[Footprint, ...]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "semisparse"
+_STAGES = ("Expand", "Depthwise", "Project")
 ACTIVATED = "/activated"
 _ACTIVATIONS = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 
@@ -25,13 +27,15 @@ class Layer:
     """A convolution or matrix product.
 
     Attributes:
-        name: of the node, which for a convolution is the layer's.
+        name: of the layer.
+        node: name of the node that computes it, alone or with other layers of a chain.
         weights: shape of the weights, [C_out, C_in / group, kh, kw] for a convolution.
         plane: [H_out, W_out]; [1, 1] for a matrix product.
         computed: positions of the plane that are computed.
     """
 
     name: str
+    node: str
     weights: tuple[int, ...]
     plane: tuple[int, int]
     computed: int
@@ -130,7 +134,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     """What a model computes.
 
     A masked convolution is one of the operators of the domain `semisparse`, whose mask or source
-    map tells which positions are computed.
+    map tells which positions are computed. A chain is several of them.
     """
     from onnx import numpy_helper, shape_inference
 
@@ -140,23 +144,39 @@ def work_of(model: onnx.ModelProto) -> Work:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.output, *inferred.input)
     }
+
+    def layer(name: str, node: onnx.NodeProto, first: int, plane: Sequence[int]) -> Layer:
+        """The layer whose weights are the node's input number `first`, with bias and mask behind."""
+        height, width = plane
+        computed = height * width
+        if "FillBias" in node.op_type:
+            mask = numpy_helper.to_array(constants[node.input[first + 2]])
+            computed = int(np.count_nonzero(mask))
+        elif "FillNearest" in node.op_type:
+            source = numpy_helper.to_array(constants[node.input[first + 2]]).ravel()
+            computed = int(np.count_nonzero(source == np.arange(source.size)))
+        weights = tuple(constants[node.input[first]].dims)
+        return Layer(name, node.name, weights, (height, width), computed)
+
     layers = []
     for node in inferred.node:
-        ours = node.domain == DOMAIN
-        if (ours and node.op_type.startswith("Conv")) or node.op_type == "Conv":
-            output = shapes[node.output[0]]
-            height, width = output[1:3] if ours else output[2:4]
-            computed = height * width
-            if "FillBias" in node.op_type:
-                computed = int(np.count_nonzero(numpy_helper.to_array(constants[node.input[3]])))
-            elif "FillNearest" in node.op_type:
-                source = numpy_helper.to_array(constants[node.input[3]]).ravel()
-                computed = int(np.count_nonzero(source == np.arange(source.size)))
-            plane = (height, width)
+        stages = [stage for stage in _STAGES if stage in node.op_type]
+        if node.domain == DOMAIN and stages:
+            inputs = 3 if "Fill" in node.op_type else 2
+            for index, name in enumerate(_layers_in(node, stages)):
+                # An expansion has the plane of its input, the others share that of the output.
+                value = node.input[0] if stages[index] == "Expand" else node.output[0]
+                layers.append(layer(name, node, 1 + index * inputs, shapes[value][1:3]))
+        elif node.domain == DOMAIN and node.op_type.startswith("Conv"):
+            layers.append(layer(node.name, node, 1, shapes[node.output[0]][1:3]))
+        elif node.op_type == "Conv":
+            layers.append(layer(node.name, node, 1, shapes[node.output[0]][2:4]))
         elif node.op_type in ("Gemm", "MatMul") and node.input[1] in constants:
-            plane, computed = (1, 1), 1
-        else:
-            continue
-        weights = tuple(constants[node.input[1]].dims)
-        layers.append(Layer(node.name, weights, plane, computed))
+            layers.append(layer(node.name, node, 1, (1, 1)))
     return Work(tuple(layers))
+
+
+def _layers_in(node: onnx.NodeProto, stages: Sequence[str]) -> Sequence[str]:
+    """Names of a chain's layers, or of its stages where another tool has renamed the node."""
+    names = node.name.split("+")
+    return names if len(names) == len(stages) else [f"{node.name} {stage}" for stage in stages]

@@ -25,7 +25,7 @@ _QUICK: dict[str, Any] = {
     "peers": ("onnxruntime",),
     "rounds": 5,
 }
-_FILE_WIDTH = 130  # columns of the tables where no terminal tells its own
+_FILE_WIDTH = 150  # columns of the tables where no terminal tells its own
 
 
 class ListOptions(TyperCommand):
@@ -61,6 +61,13 @@ def bench(
         typer.Option(
             help="Sides of the squares of positions that are masked as a whole; 4 is fastest where "
             "a model has many 3x3 convolutions. (default: 1)"
+        ),
+    ] = None,
+    chains: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Convolutions of inverted residuals: fused, or separate to see what fusing gains. "
+            "(default: fused)"
         ),
     ] = None,
     skip: Annotated[
@@ -127,6 +134,7 @@ def bench(
         "sparsities": _numbers("sparsity", sparsity, float),
         "fills": _items(fill),
         "blocks": _numbers("block", block, int),
+        "chains": _items(chains),
         "skip": _items(skip),
         "threads": _numbers("threads", threads, int),
         "peers": _items(peers),
@@ -207,7 +215,7 @@ def _print(console: Console, table: Any) -> None:
 
     drawn = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for place, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if place else "left")
+        drawn.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)
