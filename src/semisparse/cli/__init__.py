@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import semisparse
+from semisparse.cli.apply import apply
 from semisparse.cli.bench import ListOptions, bench
 from semisparse.cli.check import check
 from semisparse.cli.demo import demo
@@ -86,6 +87,7 @@ def semisparse_command(
 
 app.command()(demo)
 app.command()(train)
+app.command()(apply)
 app.command()(export)
 app.command()(run)
 app.command(cls=ListOptions)(bench)

@@ -1,0 +1,145 @@
+"""Masks on a trained model, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from semisparse.config import SparsityConfig
+from semisparse.errors import ConfigError, ModelError
+from semisparse.sparsifier import Sparsifier
+from semisparse.training.calibrate import recalibrate, run
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a model's outputs of some images are from those of another model.
+
+    Attributes:
+        error: norm of an image's difference over the norm of its output, the mean over images.
+        agreement: share of the images whose largest output is that of the same class.
+    """
+
+    error: float
+    agreement: float
+
+    @classmethod
+    def between(cls, outputs: Tensor, reference: Tensor) -> Change:
+        """From outputs `[N, num_classes]` of the same images."""
+        apart = (outputs - reference).norm(dim=1) / reference.norm(dim=1)
+        same = outputs.argmax(1) == reference.argmax(1)
+        return cls(float(apart.mean()), float(same.double().mean()))
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` did.
+
+    Attributes:
+        seed: of the draw that was kept.
+        sparsities: masked share of the positions, by layer.
+        recalibrated: how many layers of batch norm have new statistics.
+        before, after: change of the outputs by the masks, before and after recalibration.
+        errors: by draw, in the order of their seeds, the error after recalibration.
+    """
+
+    seed: int
+    sparsities: dict[str, float]
+    recalibrated: int
+    before: Change
+    after: Change
+    errors: tuple[float, ...]
+
+
+def apply(
+    model: nn.Module,
+    images: Tensor,
+    config: SparsityConfig,
+    *,
+    draws: int = 1,
+    batch_size: int = 64,
+) -> Applied:
+    """Mask a trained classifier, in place, and recalibrate its batch norm on unlabelled images.
+
+    Of several draws of the masks, with the seeds from `config.seed` on, the one is kept whose
+    outputs after recalibration are nearest to those of the model without masks. The model is left
+    in evaluation mode, with the masks attached.
+
+    Args:
+        model: without masks, `[N, C, H, W] -> [N, num_classes]`.
+        images: `[N, C, H, W]`, N from 2, prepared as for the model.
+        config: what to mask; its schedule and selection are of training and have no part in this.
+        draws: how many to try, from 1.
+        batch_size: images that run at once, about.
+
+    Raises:
+        ConfigError: there are no draws, or a rule of the configuration matches nothing.
+        DataError: there are fewer than two images.
+        ModelError: the model does not take the images, is no classifier, has masks already or
+            nothing to mask.
+    """
+    if draws < 1:
+        raise ConfigError(f"draws is {draws}; give 1 or more.")
+    model.eval()
+    try:
+        dense = run(model, images, batch_size)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot take images of {list(images.shape[1:])} ({error}); "
+            "give images as it was trained with."
+        ) from error
+    if dense.dim() != 2:
+        raise ModelError(
+            f"{type(model).__name__} returns {list(dense.shape[1:])} for an image, but only the "
+            "outputs of classifiers, one number a class, can be compared; give a classifier."
+        )
+    statistics = _statistics(model)
+    adjusted, recalibrated = statistics, 0
+    tried: list[Change] = []
+    for seed in range(config.seed, config.seed + draws):
+        sparsifier = _mask(model, images, dataclasses.replace(config, seed=seed))
+        recalibrated = recalibrate(model, images, batch_size)
+        change = Change.between(run(model, images, batch_size), dense)
+        if all(change.error < other.error for other in tried):
+            adjusted = _statistics(model)
+        tried.append(change)
+        sparsifier.detach()
+        _restore(statistics)
+    after = min(tried, key=lambda change: change.error)
+    kept = dataclasses.replace(config, seed=config.seed + tried.index(after))
+    sparsifier = _mask(model, images, kept)
+    before = Change.between(run(model, images, batch_size), dense)
+    _restore(adjusted)
+    return Applied(
+        seed=kept.seed,
+        sparsities=sparsifier.sparsities,
+        recalibrated=recalibrated,
+        before=before,
+        after=after,
+        errors=tuple(change.error for change in tried),
+    )
+
+
+def _mask(model: nn.Module, images: Tensor, config: SparsityConfig) -> Sparsifier:
+    device = next(model.parameters()).device
+    sparsifier = Sparsifier(model, images[:1].to(device), config, total_steps=1)
+    sparsifier.freeze()
+    return sparsifier
+
+
+def _statistics(model: nn.Module) -> dict[Tensor, Tensor]:
+    """The buffers of batch norm, and copies of what they hold."""
+    return {
+        buffer: buffer.clone()
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for buffer in module.buffers(recurse=False)
+    }
+
+
+def _restore(statistics: dict[Tensor, Tensor]) -> None:
+    for buffer, held in statistics.items():
+        buffer.copy_(held)

@@ -1,0 +1,103 @@
+"""Batch norm statistics from a few unlabelled images, without training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from semisparse.errors import DataError
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 64) -> int:
+    """Replace the statistics of all batch norm layers by those of the images, in place.
+
+    Masks and pruning change what batch norm gets to see, so the statistics of training are off.
+    The model runs once; batch norm normalises by the batch, as in training, and everything else is
+    as in evaluation. A layer's mean and (unbiased) variance are then those of all values that it
+    was given, whatever the batches. Weights, masks, momentum and modes stay as they were.
+
+    Args:
+        model: on any device; layers that the images do not reach keep their statistics.
+        images: `[N, C, H, W]` with N from 2, prepared as for the model.
+        batch_size: images that run at once, about; the smaller, the noisier the normalisation.
+
+    Returns:
+        How many layers have new statistics; 0 where the model has no batch norm.
+
+    Raises:
+        DataError: there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise DataError(
+            f"Batch norm has no statistics over {len(images)} image; give 2 or more, some hundreds "
+            "for good ones."
+        )
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    moments = {layer: _Moments() for layer in layers}
+
+    def collect(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        moments[layer].add(inputs[0])
+
+    hooks = [layer.register_forward_pre_hook(collect) for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    kept = {layer: (layer.momentum, layer.num_batches_tracked) for layer in layers}
+    model.eval()
+    try:
+        for layer in layers:
+            layer.train()
+            # Nothing is averaged into the statistics meanwhile.
+            layer.momentum, layer.num_batches_tracked = 0.0, None
+        run(model, images, batch_size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, (momentum, count) in kept.items():
+            layer.momentum, layer.num_batches_tracked = momentum, count
+        for module, mode in modes.items():
+            module.training = mode
+    reached = {layer: found for layer, found in moments.items() if found.count > 1}
+    for layer, found in reached.items():
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(found.mean)
+        layer.running_var.copy_(found.squares / (found.count - 1))
+    return len(reached)
+
+
+@torch.no_grad()
+def run(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
+    """The model's outputs of all images, in the mode that it is in, on the CPU.
+
+    No batch is much smaller than the others, in which batch norm would see less.
+    """
+    device = next(model.parameters()).device
+    batches = images.tensor_split(math.ceil(len(images) / batch_size))
+    return torch.cat([model(batch.to(device)).cpu() for batch in batches])
+
+
+class _Moments:
+    """Mean and sum of squared deviations by channel, of values that come in parts."""
+
+    # The parts are merged as in Chan, Golub & LeVeque (1983), without cancellation.
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        """Take in `[N, C, ...]`."""
+        rest = [dim for dim in range(values.dim()) if dim != 1]
+        variance, mean = torch.var_mean(values, rest, correction=0)
+        variance, mean = variance.double().cpu(), mean.double().cpu()
+        count = values.numel() // values.shape[1]
+        total = self.count + count
+        apart = mean - self.mean
+        self.mean = self.mean + apart * (count / total)
+        self.squares = self.squares + variance * count + apart**2 * (self.count * count / total)
+        self.count = total

@@ -1,0 +1,173 @@
+"""Masks on trained models, as a user puts them there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import nn
+from typer.testing import CliRunner
+
+from semisparse.cli import app
+from semisparse.config import SparsityConfig
+from semisparse.errors import ConfigError, ModelError
+from semisparse.training import run, saved
+from semisparse.training.apply import Change, apply
+from semisparse.training.data import calibration_images, load
+from semisparse.training.settings import TrainSettings
+
+QUICK = {"model": "semisparse/resnet8", "data": "digits", "image_size": 16, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "dense"
+    run.train(TrainSettings(**QUICK, epochs=2), out, progress=Progress(disable=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return calibration_images("digits", 200, image_size=16)
+
+
+def command(*arguments: object):
+    return CliRunner().invoke(app, ["apply", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def refused(*arguments: object) -> str:
+    result = command(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def test_change_is_relative_to_the_norm_of_each_image():
+    reference = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    outputs = torch.tensor([[3.0, 4.5], [2.0, 0.0], [1.0, 0.0]])
+    change = Change.between(outputs, reference)
+    assert change.error == pytest.approx((0.1 + 2**0.5 + 0) / 3)
+    assert change.agreement == pytest.approx(2 / 3)
+
+
+def test_the_kept_draw_is_the_nearest_and_can_be_repeated(dense, images):
+    model, _ = saved.load_dense(dense)
+    config = SparsityConfig(0.2, seed=4)
+    applied = apply(model, images, config, draws=4)
+    assert len(set(applied.errors)) == 4
+    assert applied.after.error == min(applied.errors)
+    assert applied.seed == 4 + applied.errors.index(min(applied.errors))
+    reference, _ = saved.load_dense(dense)
+    with torch.no_grad():
+        assert Change.between(model(images), reference(images)) == applied.after
+
+    again, _ = saved.load_dense(dense)
+    repeated = apply(again, images, SparsityConfig(0.2, seed=applied.seed))
+    assert repeated.after == applied.after
+    assert repeated.before == applied.before
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_recalibration_brings_outputs_nearer(dense, images):
+    model, _ = saved.load_dense(dense)
+    applied = apply(model, images, SparsityConfig(0.3, fill="bias"))
+    assert applied.recalibrated == 9
+    assert applied.after.error < 0.7 * applied.before.error
+    assert applied.after.agreement > applied.before.agreement + 0.2
+    assert applied.sparsities["layer1.0.conv1"] == pytest.approx(0.3, abs=0.5 / 256)
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 3)), r"returns \[2, 14, 14\]"),
+        (nn.Sequential(nn.Conv2d(3, 2, 3)), r"cannot take images of \[1, 16, 16\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), "no Conv2d"),
+    ],
+)
+def test_what_is_no_classifier_of_the_images_is_refused(model, problem, images):
+    with pytest.raises(ModelError, match=problem):
+        apply(model, images, SparsityConfig(0.2))
+
+
+def test_no_draws_are_refused(images):
+    with pytest.raises(ConfigError, match="draws is 0"):
+        apply(nn.Conv2d(1, 2, 3), images, SparsityConfig(0.2), draws=0)
+
+
+def test_the_command_masks_a_run(dense, tmp_path):
+    out, header = tmp_path / "masked.onnx", tmp_path / "masks.h"
+    options = ["--sparsity", 0.2, "--skip", "1x1", "--images", 200, "--draws", 2]
+    result = command("--model", dense, *options, "--out", out, "--header", header, "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures["images"] == 200
+    assert figures["path"] == str(out)
+    assert "layer2.0.downsample.0" not in figures["sparsities"]
+    assert figures["after"]["error"] == min(figures["errors"])
+    assert figures["verification"]["library"] < 1e-5
+    assert "mask_layer1_0_conv1[16][16]" in header.read_text()
+
+    test = load("digits", image_size=16).test
+    batch = torch.stack([test[index][0] for index in range(len(test))])
+    model, _ = saved.load_dense(dense)
+    with torch.no_grad():
+        expected = model(batch)
+    session = onnxruntime.InferenceSession(out)
+    found = torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
+    # Images that it was not calibrated on.
+    assert Change.between(found, expected).agreement > 0.7
+
+
+def test_the_command_masks_a_model_by_name_on_unlabelled_files(dense, tmp_path):
+    weights = tmp_path / "weights.pt"
+    state = saved.load_dense(dense)[0].state_dict()
+    state["stem.0.weight"] = state["stem.0.weight"].expand(-1, 3, -1, -1) / 3
+    torch.save(state, weights)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    options = ["--model", "semisparse/resnet8", "--weights", weights, "--num-classes", 10]
+    options += ["--calibrate", f"imagefolder:{photos}", "--image-size", 32, "--sparsity", 0.1]
+    out = tmp_path / "model.onnx"
+    result = command(*options, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "9 batch norms recalibrated on 6 images" in result.stdout
+    assert onnxruntime.InferenceSession(out).get_inputs()[0].shape[1:] == [3, 32, 32]
+    wrong = [*options[:5], 12, *options[6:]]
+    assert "fc.weight" in refused(*wrong, "--out", tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_what_cannot_be_applied_is_one_error(dense, tmp_path):
+    out = tmp_path / "model.onnx"
+    sparse = ["--sparsity", 0.2, "--out", out]
+    named = ["--model", "semisparse/resnet8", *sparse]
+    assert "--model" in refused(*sparse)
+    assert "--sparsity" in refused("--model", dense, "--out", out)
+    assert "--weights" in refused(*named, "--calibrate", "digits")
+    assert "--calibrate" in refused(*named, "--weights", tmp_path / "none.pt")
+    assert "none.pt" in refused(*named, "--weights", tmp_path / "none.pt", "--calibrate", "digits")
+    assert "did you mean digits" in refused("--model", dense, *sparse, "--calibrate", "digit")
+    assert "weights of its own" in refused("--model", dense, *sparse, "--weights", "DEFAULT")
+    assert "not a run folder" in refused("--model", tmp_path, *sparse)
+    assert "is a folder" in refused("--model", dense, "--sparsity", 0.2, "--out", tmp_path)
+    assert "matches no convolution" in refused("--model", dense, *sparse, "--skip", "layer9.*")
+    assert not out.exists()
+
+
+def test_a_run_that_has_masks_is_refused(tmp_path):
+    sparse = TrainSettings(**QUICK, sparsity=SparsityConfig(0.2))
+    (tmp_path / "config.json").write_text(json.dumps(sparse.to_dict()))
+    found = refused("--model", tmp_path, "--sparsity", 0.2, "--out", tmp_path / "model.onnx")
+    assert "has masks already" in found
