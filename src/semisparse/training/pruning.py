@@ -77,9 +77,11 @@ def prune(
     mode = model.training
     model.eval()
     if importance == "taylor":
-        _differentiate(model, batches)
+        with torch.enable_grad():
+            _differentiate(model, batches)
     try:
-        with warnings.catch_warnings():
+        # What depends on what is read off the gradient's graph.
+        with warnings.catch_warnings(), torch.enable_grad():
             # How parameters outside of layers are treated, which the check below covers.
             warnings.filterwarnings("ignore", "Unwrapped parameters detected")
             pruner = torch_pruning.pruner.BasePruner(
