@@ -57,6 +57,28 @@ class LastCheckpoint(Checkpoint):
         self._path = folder / LAST
         self._steps = steps
         self._stop = stop
+        self._images: dict[str, Any] = {}
+
+    # Lightning keeps the state of a loader, but restores it only if nobody has asked for the number
+    # of steps before, as schedules do.
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loader: Any = trainer.train_dataloader
+        checkpoint["images"] = loader.state_dict()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._images = checkpoint["images"]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._images:
+            loader: Any = trainer.train_dataloader
+            loader.load_state_dict(self._images)
 
     @override
     def on_train_batch_end(

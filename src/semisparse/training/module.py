@@ -60,7 +60,6 @@ class Classifier(LightningModule):
         if self.teacher is not None:
             soft = distillation_loss(logits, self.teacher(x), self.options.temperature)
             loss = loss.lerp(soft, self.options.distill_alpha)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
         return loss
 
     @override

@@ -132,7 +132,12 @@ def _as_one(trainer: lightning.Trainer, out: Path, bar: Progress) -> Iterator[No
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
         if stopped:
-            bar.console.print(f"stopped; go on with: semisparse train --resume {out}")
+            bar.console.print(
+                f"stopped; go on with: semisparse train --resume {out}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
             raise KeyboardInterrupt from error
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise ConfigError(
