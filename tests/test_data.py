@@ -6,10 +6,10 @@ import hashlib
 import http.server
 import json
 import pickle
+import re
 import struct
 import tarfile
 import threading
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
+from semisparse.cli import app
 from semisparse.errors import DataError
 from semisparse.training import data
 from semisparse.training.data import ImageData, calibration_images
@@ -193,12 +195,14 @@ def test_an_absent_or_damaged_set_is_one_error_with_the_folder_and_the_remedy(ci
         ("flowers102", "flowers-102"),
         ("food101", "food-101"),
     ]:
-        with pytest.raises(DataError, match=f"{name} in .*{folder}.*--download.*--data-root"):
+        with pytest.raises(
+            DataError, match=f"{name} is not in .*{folder}.*--download.*--data-root"
+        ):
             data.load(name, tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     batch = cifar10 / "cifar-10-batches-py" / "data_batch_1"
     batch.write_bytes(batch.read_bytes()[:-1])
-    with pytest.raises(DataError, match="no whole copy of cifar10"):
+    with pytest.raises(DataError, match="cifar10 in .* is not whole.*remove it"):
         data.load("cifar10", cifar10)
 
 
@@ -287,7 +291,7 @@ def test_imagenet_is_tested_on_its_validation_images(tmp_path):
 def test_imagenet_that_is_absent_says_where_it_comes_from(tmp_path):
     with pytest.raises(DataError, match=r"image-net\.org.*--download.*--data-root"):
         data.load("imagenet", tmp_path)
-    with pytest.raises(DataError, match=r"imagenet cannot be fetched.*ILSVRC2012_devkit"):
+    with pytest.raises(DataError, match=r"ILSVRC2012_devkit.*put the archives"):
         data.load("imagenet", tmp_path, download=True)
 
 
@@ -490,6 +494,13 @@ def test_every_image_is_evaluated_once_in_as_many_batches_on_every_rank(count, r
     assert ranks > 1 or size == batch_size
 
 
+def test_data_can_be_sent_to_workers_that_are_started_anew(photos):
+    for name in (photos, "digits"):
+        images = data.load(name, image_size=16).val
+        again = pickle.loads(pickle.dumps(images))
+        assert torch.equal(again[3][0], images[3][0])
+
+
 def test_a_rank_gets_its_share_from_the_trainer():
     source = ImageData("digits", None, 8, 100)
     source.trainer = SimpleNamespace(global_rank=1, world_size=2)
@@ -522,52 +533,62 @@ def damaged(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_replaced_in_training_and_left_out_of_evaluation(damaged, workers):
+def test_a_damaged_image_is_replaced_in_training_and_left_out_of_evaluation(
+    damaged, workers, caplog
+):
     source = ImageData(f"imagefolder:{damaged}", None, 16, 10, workers)
-    with pytest.warns(UserWarning, match=r"1 of the 60 images of the training.*class1/3\.png"):
-        training = drawn(source.train_dataloader())
+    training = drawn(source.train_dataloader())
+    assert re.search(r"1 of the 60 images of the training split; .*class1/3\.png", caplog.text)
     assert [len(labels) for _, labels in training] == [10] * 6
-    assert equal(training, epoch_with_warning(source))
-    with pytest.warns(UserWarning, match=r"1 of the 21 images of the validation.*class0/0\.png"):
-        validation = drawn(source.val_dataloader())
+    assert len(torch.cat([images for images, _ in training]).unique(dim=0)) < 60
+    assert equal(training, drawn(source.train_dataloader()))
+    validation = drawn(source.val_dataloader())
+    assert re.search(r"1 of the 21 images of the validation split; .*class0/0\.png", caplog.text)
     assert sum(len(labels) for _, labels in validation) == 20
     assert source.example_input.shape == (1, 3, 16, 16)
 
 
-def epoch_with_warning(source):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return drawn(source.train_dataloader())
-
-
-def test_a_damaged_image_is_reported_once(damaged):
-    loader = ImageData(f"imagefolder:{damaged}", None, 16, 10).train_dataloader()
-    with pytest.warns(UserWarning, match="left out"):
+def test_damaged_images_are_reported_when_there_are_more(damaged, caplog):
+    source = ImageData(f"imagefolder:{damaged}", None, 16, 10, max_unreadable=0.05)
+    loader = source.train_dataloader()
+    for number in range(2):
+        loader.sampler.set_epoch(number)
         drawn(loader)
-    loader.sampler.set_epoch(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        drawn(loader)
+    assert len(caplog.records) == 1
+    (damaged / "train" / "class2" / "5.png").unlink()
+    drawn(loader)
+    assert [record.args[0].split()[0] for record in caplog.records] == ["1", "2"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_too_many_damaged_images_stop_the_run_with_one_error(damaged, workers):
+def test_too_many_damaged_images_stop_the_run_with_one_error(damaged, workers, caplog):
     (damaged / "train" / "class2" / "5.png").write_bytes(b"")
 
     def training(**options):
         source = ImageData(f"imagefolder:{damaged}", None, 16, 10, workers, **options)
-        (damaged / "train" / "class2" / "5.png").unlink(missing_ok=True)
         return drawn(source.train_dataloader())
 
     with pytest.raises(DataError, match=r"2 of the 60 images of the training split") as error:
         training()
     assert "\n" not in str(error.value)
-    (damaged / "train" / "class2" / "5.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match="2 of the 60"):
-        training(max_unreadable=0.02)
-    (damaged / "train" / "class2" / "5.png").write_bytes(b"")
+    training(max_unreadable=0.02)
+    assert "2 of the 60" in caplog.text
     with pytest.raises(DataError, match="1 of the 60"):
         training(max_unreadable=0)
+
+
+def test_the_command_trains_beside_a_damaged_image(damaged, tmp_path):
+    arguments = ["--model", "semisparse/resnet8", "--data", f"imagefolder:{damaged}"]
+    arguments += ["--image-size", "16", "--batch-size", "30", "--epochs", "1"]
+    out = tmp_path / "run"
+    result = CliRunner().invoke(app, ["train", *arguments, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "test_accuracy" in json.loads(result.stdout)
+    (damaged / "train" / "class2" / "5.png").write_bytes(b"")
+    refused = CliRunner().invoke(app, ["train", *arguments, "--out", str(tmp_path / "other")])
+    assert refused.exit_code == 1
+    assert "2 of the 60 images of the training split" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\xff" * 64])

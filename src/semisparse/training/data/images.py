@@ -52,7 +52,8 @@ class Files:
             image: Image.Image = pil_loader(path)
         except Exception as error:  # Pillow's decoders raise whatever the damage leads to
             raise DataError(
-                f"{path} is no image that can be read ({type(error).__name__}: {error})"
+                f"{path} is no image that can be read ({type(error).__name__}: {error}); repair or "
+                "remove it, or fetch the data again."
             ) from error
         return image
 

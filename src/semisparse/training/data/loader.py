@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +17,13 @@ from semisparse.training.data.order import EvaluationOrder, TrainingOrder
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
+_log = logging.getLogger(__name__)
+
 
 class ImageLoader(DataLoader[Any]):
     """Batches `(images [N, channels, size, size], labels [N])` in a given order.
 
-    Images that cannot be read are left out of their batch, and reported as a warning with the last
+    Images that cannot be read are left out of their batch, and logged as a warning with the last
     batch. `split` is how messages call the images.
 
     Raises `DataError` when more than the fraction `max_unreadable` of all images (rounded up)
@@ -60,7 +62,7 @@ class ImageLoader(DataLoader[Any]):
 
     @override
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.delivered = self._first
+        self.delivered = self._start
         drawn: Drawn
         for drawn in super().__iter__():
             self.delivered += 1
@@ -70,7 +72,7 @@ class ImageLoader(DataLoader[Any]):
             yield self._batch(drawn)
 
     @property
-    def _first(self) -> int:
+    def _start(self) -> int:
         return 0
 
     def _batch(self, drawn: Drawn) -> Batch:
@@ -80,22 +82,23 @@ class ImageLoader(DataLoader[Any]):
         self.unreadable |= drawn.unreadable
         if len(self.unreadable) > self._limit or not len(drawn.labels):
             raise DataError(
-                f"{self._finding} (up to {self._limit} are left out, if a batch keeps any); repair "
-                "or remove them, or fetch the data again."
+                f"{self._share} cannot be read, but only {self._limit} may be left out, and never a "
+                f"whole batch; {self._first_reason}"
             )
 
     def _report(self) -> None:
         if len(self.unreadable) > self._reported:
             self._reported = len(self.unreadable)
-            warnings.warn(f"{self._finding}; they are left out.", stacklevel=3)
+            # Without a handler, logging prints warnings as they are to standard error.
+            _log.warning("left out %s; %s", self._share, self._first_reason)
 
     @property
-    def _finding(self) -> str:
-        first = next(iter(self.unreadable.values()))
-        return (
-            f"{len(self.unreadable)} of the {self._count} images of the {self._split} cannot be "
-            f"read, the first: {first}"
-        )
+    def _share(self) -> str:
+        return f"{len(self.unreadable)} of the {self._count} images of the {self._split}"
+
+    @property
+    def _first_reason(self) -> str:
+        return next(iter(self.unreadable.values()))
 
 
 class TrainingLoader(ImageLoader):
@@ -125,7 +128,7 @@ class TrainingLoader(ImageLoader):
 
     @property
     @override
-    def _first(self) -> int:
+    def _start(self) -> int:
         return self._order.start // self._size
 
     @override

@@ -212,7 +212,12 @@ def _imagenet(root: Path | None, download: bool) -> Source:
     train, val = root / "train", root / "val"
     if download and not (train.is_dir() and val.is_dir()):
         # They may not be passed on, so torchvision unpacks what was fetched by hand.
-        _fetch("imagenet", root, lambda: [datasets.ImageNet(root, s) for s in ("train", "val")])
+        _fetch(
+            "imagenet",
+            root,
+            lambda: [datasets.ImageNet(root, split) for split in ("train", "val")],
+            "put the archives from https://image-net.org there",
+        )
     if not (train.is_dir() and val.is_dir()):
         raise DataError(
             f"ImageNet is not in {root}, which lacks the folder train or val; put the archives "
@@ -286,30 +291,36 @@ def _published(
     root = root.parent if root.name == folder and not (root / folder).is_dir() else root
     if download:
         _fetch(name, root, lambda: create(str(root), download=True))
+    if not (root / folder).is_dir():
+        raise DataError(
+            f"{name} is not in {root / folder}; repeat the command with --download to fetch it, or "
+            f"give the folder that holds {folder} as --data-root."
+        )
     try:
         return [create(str(root), **part) for part in parts]
     except _DAMAGE as error:
         raise DataError(
-            f"There is no whole copy of {name} in {root / folder} ({type(error).__name__}); repeat "
-            f"the command with --download to fetch it, or give the folder that holds {folder} as "
-            "--data-root."
+            f"The copy of {name} in {root / folder} is not whole ({error}); remove it, and repeat "
+            "the command with --download."
         ) from error
 
 
 _DAMAGE = (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError)
 
 
-def _fetch(name: str, root: Path, fetch: Callable[[], Any]) -> None:
+def _fetch(
+    name: str,
+    root: Path,
+    fetch: Callable[[], Any],
+    remedy: str = "check the network and the space left, and try again",
+) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         # Of several processes of one run the first fetches, and the others find it done.
         with FileLock(root / f".{name}.lock"):
             fetch()
     except _DAMAGE as error:
-        raise DataError(
-            f"{name} cannot be fetched into {root} ({error}); check the network and the space "
-            "left, and try again."
-        ) from error
+        raise DataError(f"{name} cannot be fetched into {root} ({error}); {remedy}.") from error
 
 
 _OPENERS: dict[str, Callable[[Path | None, bool], Source]] = {
