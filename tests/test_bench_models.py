@@ -200,10 +200,11 @@ def test_an_exported_file_is_timed_as_it_is(model: Model, cache: Path) -> None:
         file.module()
 
 
-def test_inlining_leaves_no_function(model: Model) -> None:
-    flat = inlined(read(model.variants[2].path))
-    assert not flat.functions
-    assert {node.domain for node in flat.graph.node} == {""}
+def test_inlining_leaves_no_function(model: Model, blocks: Model) -> None:
+    for variant in (model.variants[2], blocks.variants[2]):
+        flat = inlined(read(variant.path))
+        assert not flat.functions
+        assert {node.domain for node in flat.graph.node} == {""}
 
 
 def test_work_counts_groups_strides_and_matrix_products() -> None:

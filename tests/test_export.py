@@ -311,6 +311,218 @@ def test_activations_are_fused(fill, tmp_path):
     assert sum(operators(report.path).values()) == len(layers) + 2
 
 
+def pointwise(c_in=4, c_out=12, **options):
+    return conv(c_in, c_out, 1, **options)
+
+
+def depthwise(channels=12, kernel=3, **options):
+    return conv(channels, channels, kernel, groups=channels, **options)
+
+
+def gated(m, y):
+    return y * m.s(y.mean((2, 3), keepdim=True)).sigmoid()
+
+
+FULL, HEAD, TAIL = "ExpandDepthwiseProject", "ExpandDepthwise", "DepthwiseProject"
+
+# (forward, layers beside or instead of the usual, operators of e, d and p without their fill)
+CHAINS = {
+    "residual": (
+        lambda m, x: x + m.p(F.relu6(m.d(F.relu6(m.e(x))))),
+        {},
+        [FULL + "AddClip"] * 3,
+    ),
+    "residual in the other order, stride 2": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()) + m.k(x),
+        {"d": depthwise(kernel=5, stride=2), "k": conv(stride=2)},
+        [FULL + "AddRelu"] * 3,
+    ),
+    "no activation": (lambda m, x: m.p(m.d(m.e(x))), {}, [FULL] * 3),
+    "batch norm": (
+        lambda m, x: m.j(m.p(F.silu(m.l(m.d(F.silu(m.k(m.e(x)))))))),
+        {"k": norm(12), "l": norm(12), "j": norm()},
+        [FULL + "Silu"] * 3,
+    ),
+    "dilated, padded on one side": (
+        lambda m, x: m.p(F.leaky_relu(m.d(F.pad(F.leaky_relu(m.e(x), 0.2), (0, 1, 2, 0))), 0.2)),
+        {"d": depthwise(padding=0, dilation=(2, 1))},
+        [FULL + "LeakyRelu"] * 3,
+    ),
+    "gate": (
+        lambda m, x: m.p(gated(m, F.silu(m.d(F.silu(m.e(x)))))),
+        {"s": pointwise(12, 12)},
+        [HEAD + "Silu", HEAD + "Silu", "Conv"],
+    ),
+    "projection with an activation": (
+        lambda m, x: F.relu6(m.p(F.relu6(m.d(F.relu6(m.e(x)))))),
+        {},
+        [HEAD + "Clip", HEAD + "Clip", "ConvClip"],
+    ),
+    "projection with a residual and an activation": (
+        lambda m, x: F.relu(x + m.p(m.d(m.e(x).relu()).relu())),
+        {},
+        [HEAD + "Relu", HEAD + "Relu", "ConvAddRelu"],
+    ),
+    "another activation of the expansion": (
+        lambda m, x: m.p(F.hardswish(m.d(m.e(x).relu()))),
+        {},
+        ["ConvRelu", TAIL + "HardSwish", TAIL + "HardSwish"],
+    ),
+    "another slope of the expansion": (
+        lambda m, x: m.p(F.leaky_relu(m.d(F.leaky_relu(m.e(x), 0.2)), 0.1)),
+        {},
+        ["ConvLeakyRelu", TAIL + "LeakyRelu", TAIL + "LeakyRelu"],
+    ),
+    "expansion by 3x3": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        {"e": conv(4, 12)},
+        ["ConvRelu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+    "expansion with a stride": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        {"e": pointwise(stride=2)},
+        ["ConvRelu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+    "expansion with a residual": (
+        lambda m, x: m.p(m.d((m.e(x) + m.k(x)).relu()).relu()),
+        {"k": conv(4, 12)},
+        ["ConvAddRelu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+    "projection in groups": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        {"p": pointwise(12, 4, groups=2)},
+        [HEAD + "Relu", HEAD + "Relu", "Conv"],
+    ),
+    "grouped, not depthwise": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        {"d": conv(12, 12, groups=6)},
+        ["ConvRelu", "ConvRelu", "Conv"],
+    ),
+    "depthwise with more channels out than in": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        {"d": conv(12, 24, groups=12), "p": pointwise(24, 4)},
+        ["ConvRelu", "ConvRelu", "Conv"],
+    ),
+    "sigmoid": (
+        lambda m, x: m.p(m.d(m.e(x).sigmoid()).sigmoid()),
+        {},
+        ["ConvSigmoid", "ConvSigmoid", "Conv"],
+    ),
+    "expanded tensor read twice": (
+        after(lambda m, x: m.e(x).relu(), lambda m, y: (m.p(m.d(y).relu()), m.k(y))),
+        {"k": conv(12, 4)},
+        ["ConvRelu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+    "expanded tensor is an output": (
+        after(lambda m, x: m.e(x).relu(), lambda m, y: (m.p(m.d(y).relu()), y)),
+        {},
+        ["ConvRelu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+    "input of the projection is its residual": (
+        after(lambda m, x: m.d(m.e(x).relu()).relu(), lambda m, y: y + m.p(y)),
+        {"p": pointwise(12, 12)},
+        [HEAD + "Relu", HEAD + "Relu", "ConvAdd"],
+    ),
+    "depthwise output is another layer's residual": (
+        lambda m, x: m.p(x) + m.d(m.e(x)),
+        {"p": pointwise(4, 12)},
+        [HEAD, HEAD, "ConvAdd"],
+    ),
+    "operations between": (
+        lambda m, x: m.p(m.d(F.max_pool2d(m.e(x).relu(), 2)).relu().abs()),
+        {},
+        ["ConvRelu", "ConvRelu", "Conv"],
+    ),
+}
+
+
+def block(forward=lambda m, x: x + m.p(F.relu6(m.d(F.relu6(m.e(x))))), **others):
+    """An inverted residual: expansion e, depthwise d, projection p."""
+    usual = {"e": pointwise(), "d": depthwise(), "p": pointwise(12, 4)}
+    return Net(forward, **{**usual, **others})
+
+
+def test_chains(monkeypatch, tmp_path):
+    # All of them side by side and traced once, which one by one takes half a minute.
+    nets = [block(forward, **others) for forward, others, _ in CHAINS.values()]
+    model = Net(
+        lambda m, x: tuple(net(x) for net in m.children()),
+        **{str(index): net for index, net in enumerate(nets)},
+    ).eval()
+    traced = exporter.trace(model, (X,))
+    monkeypatch.setattr(exporter, "trace", lambda *_: traced.clone())
+    for fill, written in (("bias", "FillBias"), ("nearest", "FillNearest")):
+        sparsifier = Sparsifier(model, X, semisparse.SparsityConfig(0.3, fill=fill), 1)
+        sparsifier.freeze()
+        report = export(model, X, path=tmp_path / "m.onnx")
+        assert max(report.errors.values()) < 1e-6
+        found = {layer.name: layer.op.replace(written, "") for layer in report.layers}
+        for index, (kind, (_, _, expected)) in enumerate(CHAINS.items()):
+            assert [found[f"{index}.{name}"] for name in "edp"] == expected, kind
+        dense = [layer.name for layer in report.layers if written not in layer.op]
+        assert dense == [f"{[*CHAINS].index('gate')}.s"]
+        sparsifier.detach()
+
+
+def test_chains_can_be_left_apart(tmp_path):
+    model = masked(block(), X)
+    path = tmp_path / "m.onnx"
+    report = semisparse.export_onnx(model, X, path, chains=False)
+    names = ["ConvFillNearestClip", "ConvFillNearestClip", "ConvFillNearestAdd"]
+    assert [layer.op for layer in report.layers] == names
+
+
+def test_a_chain_is_named_after_its_layers(tmp_path):
+    twice = after(lambda m, x: m.p(m.d(m.e(x))), lambda m, y: m.p(m.d(m.e(y))))
+    model = masked(block(twice), X)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    chains = [node.name for node in onnx.load(report.path).graph.node if node.domain]
+    assert chains == ["e+d+p", "e#2+d#2+p#2"]
+    assert [layer.name for layer in report.layers] == ["e", "d", "p", "e#2", "d#2", "p#2"]
+    assert len({layer.sparsity for layer in report.layers}) == 1
+
+
+def test_a_layer_whose_name_has_a_plus_is_in_no_chain(tmp_path):
+    odd = {"e+1": pointwise()}
+    model = masked(block(lambda m, x: m.p(m.d(getattr(m, "e+1")(x))), **odd), X)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert {layer.name: layer.op for layer in report.layers} == {
+        "e+1": "ConvFillNearest",
+        "d": "DepthwiseProjectFillNearest",
+        "p": "DepthwiseProjectFillNearest",
+    }
+
+
+@pytest.mark.parametrize("fill", ["bias", "nearest"])
+def test_stages_with_nothing_masked_have_full_masks(fill, tmp_path):
+    forward = after(lambda m, x: m.d(m.e(x).relu()).relu(), lambda m, y: m.p(y))
+    model = masked(block(forward, d=depthwise(stride=2)), X, fill=fill, skip=["1x1"])
+    report = export(model, X, path=tmp_path / "m.onnx")
+    planes = {layer.name: (layer.height, layer.width) for layer in report.layers}
+    assert planes == {"e": (9, 8), "d": (5, 4), "p": (5, 4)}
+    (chain,) = (node for node in onnx.load(report.path).graph.node if "+" in node.name)
+    values = initializers(report.path)
+    assert [values[name].shape for name in chain.input[3::3]] == [(9, 8), (5, 4), (5, 4)]
+    maps = {name: values[key] for name, key in zip("edp", chain.input[3::3], strict=True)}
+    for name in "ep":
+        all_computed = torch.ones(planes[name], dtype=torch.bool)
+        if fill == "bias":
+            np.testing.assert_array_equal(maps[name], all_computed)
+        else:
+            np.testing.assert_array_equal(maps[name], source_map(all_computed, fill))
+    assert not np.array_equal(maps["d"], maps["p"])
+
+
+def test_stages_of_different_fills_are_no_chain(tmp_path):
+    model = masked(block(), X, fill="nearest", per_layer_fill={"p": "bias"})
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert [layer.op for layer in report.layers] == [
+        "ExpandDepthwiseFillNearestClip",
+        "ExpandDepthwiseFillNearestClip",
+        "ConvFillBiasAdd",
+    ]
+
+
 SPELLED_OUT = {
     "Silu": [lambda y: y * torch.sigmoid(y), lambda y: torch.sigmoid(y) * y],
     "HardSwish": [lambda y: y * F.hardsigmoid(y), lambda y: y * F.relu6(y + 3) / 6],
