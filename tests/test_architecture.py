@@ -16,8 +16,8 @@ PACKAGE = ROOT / "src" / "semisparse"
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
     (
-        "errors, files config, masks schedules rules selection, layers, sparsifier, ops, export, "
-        "training"
+        "errors, files config blocks, masks schedules rules selection, layers, sparsifier, ops, "
+        "export, training"
     ),
     "errors, files, runtime, native feeds, check doctor, bench, report",
 ]

@@ -220,7 +220,8 @@ void Conv::prepare_winograd(Isa isa) {
 // Null where the direct convolution is faster.
 const Winograd* Conv::fastest_winograd(size_t images, Plane out) const {
   const auto plane = static_cast<size_t>(out.height * out.width);
-  double least = Winograd::direct_cost(images * (positions_ ? positions_->kept.size() : plane));
+  double least =
+      Winograd::direct_cost(desc_, images * (positions_ ? positions_->kept.size() : plane));
   const Winograd* fastest = nullptr;
   for (const auto& winograd : winograds_) {
     const double cost = winograd->cost(images, out.height, out.width);

@@ -18,18 +18,26 @@ using winograd::Entry;
 
 namespace {
 
-constexpr double kTaps = 9;
+constexpr size_t kTaps = 9;
 constexpr size_t kMostOutputs = 16;  // of a tile
 constexpr size_t kMostProducts = 36;
 // The transforms take vectors of channels, and few channels have few multiplications to save.
 constexpr int64_t kFewestChannels = 16;
-// Costs in multiply-adds for each pair of channels, measured on EPYC (Zen 4, AVX-512, 118 GFLOP/s).
-// Both transforms, for each product and divided by channels: 56x56 with 64 channels took 0.65 ms of
-// which the products alone are 0.49 ms, 28x28 with 128 channels 0.58 ms and 0.49 ms. And a
-// transformed weight's way from memory at 24 GB/s: what makes a 7x7 plane with 512 channels, 38 MB
-// of them for four tiles, no case for tiles of 4 x 4.
+// Costs are in multiply-adds for each pair of channels, measured on EPYC (Zen 4, AVX-512, 118
+// GFLOP/s). Both transforms, for each product, times the channels of either side: with 64 channels
+// 56x56 took 0.69 ms in tiles of 4 x 4 and 1.13 ms in tiles of 2 x 2, of which the products alone
+// are 0.49 and 0.87 ms; with 128 channels 28x28 took 0.59 and 1.00 ms, the products as long.
 constexpr double kTransforms = 10;
-constexpr double kStream = 10;
+// A weight's way to the second-level cache at 28 GB/s, and how much of it, or of the products, the
+// other of the two leaves uncovered. With weights from memory and 512 channels, 7x7 took 2.0 ms in
+// tiles of 4 x 4 (38 MB of weights, 0.7 ms of products), 1.41 ms in tiles of 2 x 2 (17 MB, 1.2 ms),
+// 0.85 ms in half as many of these, and 2.1 ms directly (9 MB).
+constexpr double kStream = 8.5;
+constexpr double kUncovered = 0.4;
+// With few rows to spread them over, fetched lines would drive everything else from the first-level
+// cache. Into the second, 7x7 with 512 channels took 1.41 instead of 1.93 ms (3 groups of rows),
+// with half of the tiles 0.85 instead of 1.24 (2); 14x14 with 256 1.04 instead of 1.02 (5).
+constexpr size_t kFewGroups = 3;
 constexpr size_t kTilesPerInputTask = 8;
 // Every block streams the weights, which enough tiles must pay for: 28x28 with 512 channels took
 // 13.5 ms in blocks of 16 tiles and 9.2 ms in blocks of 32.
@@ -44,6 +52,15 @@ alignas(64) constexpr float kZeros[kWidestPanel] = {};
 std::string setting() {
   const char* value = std::getenv("SEMISPARSE_WINOGRAD");
   return value == nullptr ? "" : value;
+}
+
+// Of so many multiply-adds with so many weights for each pair of channels.
+double time_of(double multiply_adds, size_t weights, size_t pairs) {
+  // What fits in the cache is there.
+  const double bytes = static_cast<double>(weights * pairs * sizeof(float));
+  const double missing = std::max(0.0, 1 - static_cast<double>(l2_cache_bytes()) / bytes);
+  const double stream = kStream * static_cast<double>(weights) * missing;
+  return std::max(multiply_adds, stream) + kUncovered * std::min(multiply_adds, stream);
 }
 
 // The products of one block of tiles; kept by each thread, since it is as large as a cache.
@@ -138,11 +155,14 @@ double Winograd::cost(size_t images, int64_t out_height, int64_t out_width) cons
                                      ceil_div(static_cast<size_t>(out_width), outputs_);
   const double transforms = kTransforms * (1.0 / static_cast<double>(in_channels_) +
                                            1.0 / static_cast<double>(out_channels_));
-  return static_cast<double>(products_) *
-         (kStream + static_cast<double>(images * tiles) * (1 + transforms));
+  const auto products = static_cast<double>(images * tiles * products_);
+  return time_of(products * (1 + transforms), products_, in_channels_ * out_channels_);
 }
 
-double Winograd::direct_cost(size_t positions) { return static_cast<double>(positions) * kTaps; }
+double Winograd::direct_cost(const semisparse_conv_desc& desc, size_t positions) {
+  return time_of(static_cast<double>(positions * kTaps), kTaps,
+                 static_cast<size_t>(desc.in_channels * desc.out_channels));
+}
 
 void Winograd::transform_weights() const {
   Buffer weights = make_buffer(weight_begin_.back());
@@ -191,6 +211,7 @@ void Winograd::multiply(const Block& block, float* m) const {
   // The next product's weights are fetched meanwhile, spread over all rows.
   const size_t turns = std::max<size_t>(1, in_channels_ / 4);
   tile.prefetch_lines = ceil_div(in_channels_ * nr / kLineFloats, groups * turns);
+  tile.prefetch_far = groups <= kFewGroups;
   for (size_t k = 0; k < products_; ++k) {
     tile.row_offset = k * in_channels_;
     tile.weights = weights + k * in_channels_ * nr;

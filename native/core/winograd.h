@@ -38,7 +38,7 @@ class Winograd {
   // Time for so many images with an output plane of this size, in multiply-adds for each pair of
   // channels; and that of the direct convolution.
   double cost(size_t images, int64_t out_height, int64_t out_width) const;
-  static double direct_cost(size_t positions);
+  static double direct_cost(const semisparse_conv_desc& desc, size_t positions);
 
   struct Run {
     const Geometry& geometry;

@@ -134,7 +134,11 @@ void tile_of(const Tile& tile) {
     for (; c + 4 <= tile.channels; c += 4, w += 4 * kPanel) {
       four_steps(acc, row, c, w);
       for (size_t line = 0; line < tile.prefetch_lines; ++line, prefetch += kLineFloats) {
-        __builtin_prefetch(prefetch, 0, 3);
+        if (tile.prefetch_far) {
+          __builtin_prefetch(prefetch, 0, 2);
+        } else {
+          __builtin_prefetch(prefetch, 0, 3);
+        }
       }
     }
     for (; c < tile.channels; ++c, w += kPanel) step(acc, row, c, w);

@@ -32,6 +32,7 @@ struct Tile {
   size_t row_offset;
   const float* prefetch;  // what will be wanted next: so many of its cache lines are fetched every
   size_t prefetch_lines;  // four channels
+  bool prefetch_far;      // into the second-level cache only, or else the first
   const float* weights;   // [taps][channels][nr]
   const float* init;      // [m or 1][nr]
   size_t init_stride;     // nr, or 0 where all rows start from the same values
