@@ -795,6 +795,13 @@ def test_wrong_file_is_not_written_and_the_layer_is_named(monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_wrong_chain_is_named(monkeypatch, tmp_path):
+    model = masked(block(lambda m, x: m.k(m.p(m.d(m.e(x)))), k=conv()), X)
+    monkeypatch.setattr(exporter, "put_masks", spoil("d"))
+    with pytest.raises(ExportError, match=r"that is off is 'e\+d\+p'.* where 'k' reads it"):
+        export(model, X, path=tmp_path / "m.onnx")
+
+
 def test_missing_library_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SEMISPARSE_LIBRARY", str(tmp_path / "none.so"))
     with pytest.raises(semisparse.SemisparseError, match="SEMISPARSE_LIBRARY"):

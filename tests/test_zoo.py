@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -11,18 +14,29 @@ from semisparse.check import check
 from semisparse.export import exporter
 from semisparse.sparsifier import Sparsifier
 
+FULL, HEAD, TAIL = "ExpandDepthwiseProject", "ExpandDepthwise", "DepthwiseProject"
+
 # Input size, transposes that have to be in the graph (one at the input; a VGG's classifier reads
-# its last plane in NCHW), and other operations than convolutions, pools and the classifier's.
+# its last plane in NCHW), other operations than convolutions, pools and the classifier's, and how
+# many chains of which form.
 ZOO = {
-    "torchvision/resnet18": (64, 1, set()),
-    "torchvision/mobilenet_v2": (64, 1, set()),
-    "torchvision/vgg11": (224, 2, {"Relu"}),
-    "torchvision/densenet121": (64, 1, {"Concat"}),
-    "torchvision/squeezenet1_0": (64, 1, {"Concat"}),
-    "torchvision/mobilenet_v3_small": (64, 1, {"HardSigmoid", "HardSwish", "Mul"}),
-    "torchvision/regnet_y_400mf": (64, 1, {"Mul"}),
-    "timm/mobilenetv2_100": (64, 1, set()),
-    "timm/efficientnet_lite0": (64, 1, set()),
+    "torchvision/resnet18": (64, 1, set(), {}),
+    "torchvision/mobilenet_v2": (64, 1, set(), {TAIL: 1, FULL: 16}),
+    "torchvision/vgg11": (224, 2, {"Relu"}, {}),
+    # Behind a concatenation batch norm is a depthwise 1x1 convolution.
+    "torchvision/densenet121": (64, 1, {"Concat"}, {TAIL: 3}),
+    "torchvision/squeezenet1_0": (64, 1, {"Concat"}, {}),
+    "torchvision/mobilenet_v3_small": (
+        64,
+        1,
+        {"HardSigmoid", "HardSwish", "Mul"},
+        {FULL: 2, HEAD: 8},
+    ),
+    "torchvision/mnasnet0_5": (64, 1, {"ReduceMean"}, {TAIL: 1, FULL: 16}),
+    "torchvision/efficientnet_b0": (64, 1, {"Mul"}, {HEAD: 15}),
+    "torchvision/regnet_y_400mf": (64, 1, {"Mul"}, {}),
+    "timm/mobilenetv2_100": (64, 1, set(), {TAIL: 1, FULL: 16}),
+    "timm/efficientnet_lite0": (64, 1, set(), {TAIL: 1, FULL: 15}),
 }
 ALWAYS = {"Transpose", "Reshape", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool"}
 
@@ -59,7 +73,7 @@ def randomise(model):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_export(name, monkeypatch, tmp_path):
-    size, transposes, others = ZOO[name]
+    size, transposes, others, chains = ZOO[name]
     torch.manual_seed(0)
     model = build(name).eval()
     randomise(model)
@@ -75,15 +89,12 @@ def test_export(name, monkeypatch, tmp_path):
         report = semisparse.export_onnx(model, x, tmp_path / f"{fill}.onnx")
         assert report.dynamic_batch
         assert report.transposes == transposes
-        assert standard_operators(report.path) <= ALWAYS | others
+        nodes = onnx.load(report.path).graph.node
+        assert {node.op_type for node in nodes if not node.domain} <= ALWAYS | others
+        stages = [node.op_type.partition("Fill")[0] for node in nodes if "+" in node.name]
+        assert Counter(stages) == chains
         expected = {name: s for name, s in sparsifier.sparsities.items() if s > 0}
         found = {layer.name: layer.sparsity for layer in report.layers if layer.sparsity > 0}
         assert found == pytest.approx(expected)
         assert check(report.path).ok
         sparsifier.detach()
-
-
-def standard_operators(path):
-    import onnx
-
-    return {node.op_type for node in onnx.load(path).graph.node if not node.domain}

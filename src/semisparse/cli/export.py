@@ -55,7 +55,7 @@ def export(
       semisparse export --model torchvision/resnet18 --sparsity 0.2 --out resnet18.onnx
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from semisparse.export import export_header, export_onnx
 
@@ -77,7 +77,7 @@ def export(
         figures = {**dataclasses.asdict(report), "path": str(report.path)}
         typer.echo(json.dumps(figures, indent=2))
         return
-    table = Table("layer", "operator", "output plane", "sparsity")
+    table = Table("layer", Column("operator", overflow="fold"), "output plane", "sparsity")
     for layer in report.layers:
         table.add_row(
             layer.name, layer.op, f"{layer.height}x{layer.width}", f"{layer.sparsity:.3f}"
