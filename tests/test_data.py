@@ -29,7 +29,9 @@ from semisparse.training.data import ImageData, calibration_images
 from semisparse.training.data.order import EvaluationOrder, TrainingOrder, even_batch_size
 
 # torchvision itself is importable only after semisparse.training.
-from semisparse.training.data.sources import datasets
+from semisparse.training.data.published import datasets
+
+imagenet = datasets.imagenet
 
 
 def drawn(loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -202,7 +204,7 @@ def test_an_absent_or_damaged_set_is_one_error_with_the_folder_and_the_remedy(ci
     assert not (tmp_path / "nowhere").exists()
     batch = cifar10 / "cifar-10-batches-py" / "data_batch_1"
     batch.write_bytes(batch.read_bytes()[:-1])
-    with pytest.raises(DataError, match="cifar10 in .* is not whole.*remove it"):
+    with pytest.raises(DataError, match=r"cifar10 in .* is not whole.*remove it"):
         data.load("cifar10", cifar10)
 
 
@@ -226,6 +228,27 @@ def test_a_set_is_fetched_once(cifar10, tmp_path, monkeypatch, server):
     assert len(data.load("cifar10", target, download=True).train) == 90
     with pytest.raises(DataError, match=r"cifar10 cannot be fetched into .*404"):
         data.load("cifar10", tmp_path / "elsewhere", download=True)
+
+
+def test_fashion_mnist_is_fetched_where_it_is_not(tmp_path, monkeypatch, server):
+    write_idx(tmp_path, 200, packed=True)
+    names = [name for name, _ in datasets.FashionMNIST.resources]
+    listed = [(name, md5(tmp_path / name)) for name in names]
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", listed)
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{server}/"])
+    original = data.load("fashion-mnist", tmp_path, download=True)
+    assert not (tmp_path / "FashionMNIST").exists()
+    fetched = data.load("fashion-mnist", tmp_path / "new", download=True)
+    assert torch.equal(fetched.test.source.images, original.test.source.images)
+    (tmp_path / "new" / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    (tmp_path / "new" / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="--download"):
+        data.load("fashion-mnist", tmp_path / "new")
+    assert len(data.load("fashion-mnist", tmp_path / "new", download=True).test) == 200
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{server}/gone/"])
+    with pytest.raises(DataError, match=r"fashion-mnist cannot be fetched") as error:
+        data.load("fashion-mnist", tmp_path / "other", download=True)
+    assert "\n" not in str(error.value)
 
 
 def write_image(path, colour=(0, 0, 0), size=(40, 30)) -> None:
@@ -295,6 +318,41 @@ def test_imagenet_that_is_absent_says_where_it_comes_from(tmp_path):
         data.load("imagenet", tmp_path, download=True)
 
 
+def pack(archive, folder) -> None:
+    with tarfile.open(archive, "w:gz" if archive.suffix == ".gz" else "w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+
+
+def test_the_archives_of_imagenet_are_unpacked(tmp_path, monkeypatch):
+    root, made = tmp_path / "root", tmp_path / "made"
+    wnids = ["n01440764", "n01443537"]
+    for wnid in wnids:
+        for number in range(100):
+            write_image(made / wnid / f"{wnid}_{number}.JPEG", size=(8, 8))
+        (made / "train").mkdir(exist_ok=True)
+        pack(made / "train" / f"{wnid}.tar", made / wnid)
+    for number in range(1, 7):
+        write_image(made / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", size=(8, 8))
+    kit = made / "kit" / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    rows = [(1, wnids[0], "tench, Tinca tinca", "-", 0), (2, wnids[1], "goldfish", "-", 0)]
+    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children"]
+    synsets = np.array(rows, [(field, object) for field in fields])
+    savemat(kit / "meta.mat", {"synsets": synsets})
+    truth = "".join(f"{index}\n" for index in (1, 2, 1, 2, 1, 2))
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    root.mkdir()
+    archives = imagenet.ARCHIVE_META
+    for part, folder in [("train", "train"), ("val", "val"), ("devkit", "kit")]:
+        archive = root / archives[part][0]
+        pack(archive, made / folder)
+        monkeypatch.setitem(archives, part, (archive.name, md5(archive)))
+    splits = data.load("imagenet", root, download=True)
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [196, 4, 6]
+    assert labels(splits.test) == [0, 0, 0, 1, 1, 1]
+
+
 def write_images(folder, classes: int, count: int) -> None:
     for label in range(classes):
         for index in range(count):
@@ -313,6 +371,14 @@ def test_an_image_folder_without_splits_is_split(tmp_path):
     assert [paths(split) for split in (again.train, again.val, again.test)] == parts
 
 
+def test_the_path_of_an_image_folder_is_below_the_data_root(tmp_path):
+    write_images(tmp_path / "things", 3, 20)
+    assert len(data.load("imagefolder:things", tmp_path).classes) == 3
+    assert calibration_images("imagefolder:things/class0", 9, tmp_path, 16).shape == (9, 3, 16, 16)
+    absolute = f"imagefolder:{tmp_path / 'things'}"
+    assert len(data.load(absolute, tmp_path / "elsewhere").classes) == 3
+
+
 def test_an_image_folder_keeps_the_splits_it_has(tmp_path):
     for name, count in [("train", 20), ("val", 2), ("test", 3)]:
         write_images(tmp_path / name, 3, count)
@@ -320,7 +386,7 @@ def test_an_image_folder_keeps_the_splits_it_has(tmp_path):
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [60, 6, 9]
     write_images(tmp_path / "other" / "train", 3, 20)
     write_images(tmp_path / "other" / "test", 2, 20)
-    with pytest.raises(DataError, match="same folders"):
+    with pytest.raises(DataError, match="1 are in one of them only, such as class2"):
         data.load(f"imagefolder:{tmp_path / 'other'}")
 
 

@@ -27,14 +27,16 @@ def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     try:
         raw = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); fetch the data again.") from error
+        raise DataError(
+            f"{path} cannot be read ({error}); remove it and fetch the data again."
+        ) from error
     rank = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
     shape = tuple(int(size) for size in np.frombuffer(raw[4 : 4 + 4 * rank], ">u4"))
     values: NDArray[np.uint8] = np.frombuffer(raw[4 + 4 * rank :], np.uint8).copy()
     if rank == 0 or len(values) != math.prod(shape):
         raise DataError(
-            f"{path} is not a whole IDX file ({len(raw)} bytes, sizes {shape}); fetch the data "
-            "again."
+            f"{path} is not a whole IDX file ({len(raw)} bytes, sizes {shape}); remove it "
+            "and fetch the data again."
         )
     images: NDArray[np.uint8] = values.reshape(shape)
     return images

@@ -12,7 +12,7 @@ from semisparse.errors import DataError
 from semisparse.training.data.images import ImageSet
 from semisparse.training.data.loader import ImageLoader, TrainingLoader
 from semisparse.training.data.order import EvaluationOrder, TrainingOrder, even_batch_size
-from semisparse.training.data.sources import Normalisation
+from semisparse.training.data.source import Normalisation
 from semisparse.training.data.splits import load
 
 

@@ -12,13 +12,9 @@ from semisparse.errors import DataError
 from semisparse.training.data import transforms
 from semisparse.training.data.images import ImageSet, Labelled
 from semisparse.training.data.loader import ImageLoader
+from semisparse.training.data.names import open_source, open_unlabelled
 from semisparse.training.data.order import EvaluationOrder
-from semisparse.training.data.sources import (
-    Normalisation,
-    Source,
-    open_source,
-    open_unlabelled,
-)
+from semisparse.training.data.source import Normalisation, Source
 
 
 @dataclass(frozen=True)
@@ -47,14 +43,12 @@ def load(
     `name` is one of `NAMES`: `imagenet`, `flowers102`, `cifar10`, `cifar100`, `food101`,
     `fashion-mnist`, `digits`, or `imagefolder:PATH`, where PATH holds one folder of images per
     class, or `train`, `val` and `test` folders of them, of which the last two may be absent.
-    `root` is where the data set lies, by default the folder `data`, and is fetched to if `download`
-    is true. `image_size` is 224 by default, for data sets of small images 32. `normalisation` is
+    `root` is where the data set lies or a relative PATH begins, by default the folder `data` and
+    the working directory; a set that is not there is fetched if `download` is true. `image_size` is 224 by default, for data sets of small images 32. `normalisation` is
     the data set's own by default; another is used where it has as many channels.
 
     Raises `DataError` when the data is unknown, absent, empty or unreadable.
     """
-    if image_size is not None and image_size < 8:
-        raise DataError(f"Image size {image_size} is too small; use at least 8.")
     source = open_source(name, root, download)
     train, val, test = _split(name, source)
     size = _size(source, image_size)
@@ -90,7 +84,7 @@ def calibration_images(
     """
     if count < 1:
         raise DataError(f"{count} calibration images were asked for; ask for at least 1.")
-    source = open_unlabelled(name)
+    source = open_unlabelled(name, root)
     if source is None:
         source = open_source(name, root, download)
         images, _, _ = _split(name, source)
