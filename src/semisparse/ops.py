@@ -77,7 +77,7 @@ CHAIN_FORMS = {
     "DepthwiseProject": ("Depthwise", "Project"),
 }
 STAGE_SEPARATOR = "+"
-# Not Sigmoid: it gates, and no network has it between the layers of a block.
+# Not Sigmoid, which is a gate's: the layers of a block do not have it between them.
 CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish")
 
 _FILL_OF = {value: key for key, value in _FILLS.items()}

@@ -47,7 +47,7 @@ class Row:
     name: str
     sparsity: float | None
     fill: str | None
-    block: int | None
+    block: int | str | None
     chains: str | None
     error: float
     flops: int

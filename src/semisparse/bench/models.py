@@ -62,7 +62,7 @@ class Variant:
 
     sparsity: float | None
     fill: str | None
-    block: int | None
+    block: int | str | None
     chains: str | None
     path: Path
     expected: Floats
