@@ -42,7 +42,9 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, fashion-mnist, or imagefolder:PATH.", rich_help_panel=options.MODEL
+            help="imagenet, flowers102, food101, cifar10, cifar100, fashion-mnist, digits, or "
+            "imagefolder:PATH.",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     data_root: Annotated[
@@ -55,7 +57,8 @@ def train(
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="Height and width; 32, for image folders 224.", rich_help_panel=options.MODEL
+            help="Height and width; 224, for sets of small images 32.",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     workers: Annotated[

@@ -105,8 +105,8 @@ class TrainingLoader(ImageLoader):
     """Batches of one size, in an order of `TrainingOrder`.
 
     Images that cannot be read are replaced by others of their batch, and what is left for a last
-    batch too small is not drawn. Its state is the epoch and the batches delivered, so that a
-    Lightning checkpoint taken within an epoch goes on with the next batch.
+    batch too small is not drawn. Its state is the epoch and the batches delivered: with it in the
+    checkpoint, a run that was interrupted within an epoch goes on with the next batch.
     """
 
     def __init__(

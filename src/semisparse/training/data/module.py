@@ -22,9 +22,8 @@ class ImageData(LightningDataModule):
     `name`, `root`, `image_size`, `download` and `normalisation` as `splits.load`. Up to the
     fraction `max_unreadable` of a split's images are left out if they cannot be read.
 
-    What is drawn for training is a function of `seed` and epoch, whatever `workers` is and wherever
-    an interrupted run goes on: within an epoch too, if the Trainer's checkpoint is from there.
-    Under several ranks each draws its share of every split.
+    What is drawn for training is a function of `seed` and epoch, whatever `workers` is, and can go
+    on within an epoch (`TrainingLoader`). Under several ranks each draws its share of every split.
 
     Raises `DataError` when the data is absent, empty, unreadable, or smaller than a batch.
     """
