@@ -199,6 +199,8 @@ def train(
         raise ConfigError(f"--resume {resume} and --out {out} are two folders; give one of them.")
     chosen = _settings(ctx, config, sparsity_config, resume)
     result = run.train(chosen, folder, resume=resume is not None)
+    if not run.is_first_process():
+        return
     if as_json:
         typer.echo(json.dumps({"out": str(folder), **dataclasses.asdict(result)}, indent=2))
         return

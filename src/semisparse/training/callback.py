@@ -118,10 +118,10 @@ class SparsityCallback(Callback):
         if trainer.world_size == 1:
             return
         digests = _digests(self._attached)
-        # NCCL gathers on its devices only.
+        # There, because NCCL reduces on its devices only.
         own = torch.tensor(list(digests.values()), device=trainer.strategy.root_device)
-        gathered = trainer.strategy.all_gather(own)
-        differ = (gathered != gathered[0]).any(dim=0).tolist()
+        least, most = (trainer.strategy.reduce(own.clone(), reduce_op=op) for op in ("min", "max"))
+        differ = (least != most).tolist()
         names = [name for name, wrong in zip(digests, differ, strict=True) if wrong]
         if names:
             raise TrainingError(

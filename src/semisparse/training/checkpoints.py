@@ -135,7 +135,7 @@ class BestCheckpoint(Checkpoint):
 
 
 def _save(trainer: Trainer, module: LightningModule, path: Path) -> None:
-    check_weights(trainer, module)
+    check_weights(trainer, module, path.with_name(LAST))
     trainer.save_checkpoint(path)
 
 

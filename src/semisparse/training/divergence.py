@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ class DivergenceStop(Callback):
 
     Raises `TrainingError` on every rank with the first such step of any rank. Gradients that a
     scaler of fp16 finds infinite are none of its business: that step is skipped, and its loss is
-    finite.
+    finite. `last` is the checkpoint that the message names, if there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: Path) -> None:
+        self._last = last
         self._losses: list[torch.Tensor] = []
         self._rates: list[float] = []
 
@@ -55,14 +57,17 @@ class DivergenceStop(Callback):
             raise TrainingError(
                 f"The loss is {float(losses[first])} at step {step} of "
                 f"{trainer.estimated_stepping_batches} (learning rate {self._rates[first]:.3g})"
-                f"{_REMEDY}"
+                f"{_remedy(self._last)}"
             )
         self._losses.clear()
         self._rates.clear()
 
 
-def check_weights(trainer: Trainer, module: LightningModule) -> None:
-    """Raises `TrainingError` on every rank if a weight or statistic of any is not finite."""
+def check_weights(trainer: Trainer, module: LightningModule, last: Path) -> None:
+    """Raises `TrainingError` on every rank if a weight or statistic of any is not finite.
+
+    `last` is the checkpoint that the message names, if there is one.
+    """
     wrong = [
         name
         for name, value in module.state_dict().items()
@@ -72,8 +77,10 @@ def check_weights(trainer: Trainer, module: LightningModule) -> None:
         where = wrong[0] if wrong else "a tensor of another process"
         raise TrainingError(
             f"The weights are not finite after step {trainer.global_step} of "
-            f"{trainer.estimated_stepping_batches}, first {where}{_REMEDY}"
+            f"{trainer.estimated_stepping_batches}, first {where}{_remedy(last)}"
         )
 
 
-_REMEDY = "; train anew with a lower learning rate or a lower limit of the gradient's norm."
+def _remedy(last: Path) -> str:
+    weights = f"--weights {last}, whose weights are finite, and " if last.is_file() else ""
+    return f"; begin another run with {weights}a lower --learning-rate or --clip-gradient."

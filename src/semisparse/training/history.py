@@ -44,8 +44,7 @@ class History(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = trainer.strategy.reduce(self._loss_sum / self._losses, reduce_op="mean")
-        pl_module.log("train_loss", mean)
+        pl_module.log("train_loss", self._loss_sum / self._losses, sync_dist=True)
         self._loss_sum, self._losses = torch.zeros(()), 0
         logged = trainer.callback_metrics
         row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}

@@ -20,7 +20,7 @@ import dataclasses
 import errno
 import itertools
 import json
-import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,8 +29,10 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
 from torch import nn
+from torch.distributed import DistError
 
 from semisparse.errors import ConfigError, ModelError, TrainingError
 from semisparse.export import export_header, export_onnx
@@ -38,7 +40,7 @@ from semisparse.files import writing
 from semisparse.training import models, saved, settings
 from semisparse.training import trainer as trainers
 from semisparse.training.callback import SparsityCallback
-from semisparse.training.checkpoints import resumable
+from semisparse.training.checkpoints import LAST, resumable
 from semisparse.training.data import ImageData, Normalisation
 from semisparse.training.distillation import load_teacher
 from semisparse.training.module import Classifier
@@ -90,12 +92,19 @@ def train(
             return _train(options, out, trainer, sparsity, bar)
 
 
+def is_first_process() -> bool:
+    """Whether this process reports for a run; all do but the others of one on several devices."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 def _finished(options: TrainSettings, out: Path) -> RunResult | None:
     differences = options.differences(settings.read(out))
     if differences:
+        last = out / "checkpoints" / LAST
+        anew = f"begin another with --weights {last}" if last.is_file() else "give another folder"
         raise ConfigError(
             f"The run in {out} has other settings ({'; '.join(differences)}); resume it with its "
-            "own, or give another folder."
+            f"own, or {anew}."
         )
     path = out / "result.json"
     return RunResult(**json.loads(path.read_text())) if path.is_file() else None
@@ -119,18 +128,17 @@ def _begin(options: TrainSettings, out: Path) -> None:
 
 @contextmanager
 def _as_one(trainer: lightning.Trainer, out: Path, bar: Progress) -> Iterator[None]:
-    """One outcome of all processes, that of the first."""
+    """One outcome of all processes: the first reports what all have, and ends the others."""
     try:
         yield
     except BaseException as error:
         # Lightning makes SystemExit of KeyboardInterrupt.
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        if not trainer.is_global_zero and (stopped or isinstance(error, TrainingError)):
-            # The first process has the same to say. A failure would have its launcher kill it.
+        lost = isinstance(error, DistError) or "gloo" in str(error)
+        if not trainer.is_global_zero and (stopped or lost or isinstance(error, TrainingError)):
+            # A failure would have Lightning's launcher kill the first process.
             raise SystemExit(0) from error
-        # The others would wait for this one.
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+        _end_others(trainer, patience=5 if lost else 0)
         if stopped:
             bar.console.print(
                 f"stopped; go on with: semisparse train --resume {out}",
@@ -139,12 +147,26 @@ def _as_one(trainer: lightning.Trainer, out: Path, bar: Progress) -> Iterator[No
                 soft_wrap=True,
             )
             raise KeyboardInterrupt from error
+        if lost:
+            raise TrainingError(
+                f"One of the {trainer.world_size} processes ended early; mend what it reported, "
+                f"then go on with `semisparse train --resume {out}`."
+            ) from error
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise ConfigError(
                 f"{out} cannot be written ({error}); make room, then go on with `semisparse train "
                 f"--resume {out}`."
             ) from error
         raise
+
+
+def _end_others(trainer: lightning.Trainer, patience: float) -> None:
+    """End the processes that Lightning started beside this one, which might wait for it for ever."""
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _train(

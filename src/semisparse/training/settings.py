@@ -48,6 +48,8 @@ _CHOICES = {
     "accelerator": ("auto", "cpu", "gpu"),
     "prune_importance": ("magnitude", "taylor"),
 }
+# Where a run finds its data and what computes it, which may be another when it goes on.
+_FREE = ("data_root", "download", "workers", "accelerator", "strategy", "checkpoint_steps")
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,19 @@ class TrainSettings:
         return cls(**{**run, "sparsity": masks(entries)})
 
     def differences(self, other: TrainSettings) -> list[str]:
-        """`name: mine, not theirs` for every setting that differs, by flat names."""
+        """`name: mine, not theirs` for every setting that decides what comes out and differs.
+
+        By flat names. With as many processes, machines may have more devices or fewer.
+        """
         mine, theirs = self.to_flat(), other.to_flat()
+        free = set(_FREE)
+        if self.devices * self.num_nodes == other.devices * other.num_nodes:
+            free |= {"devices", "num_nodes"}
         lacking = object()
         return [
             f"{name}: {value}, not {theirs.get(name, 'set')}"
             for name, value in mine.items()
-            if value != theirs.get(name, lacking)
+            if name not in free and value != theirs.get(name, lacking)
         ]
 
 

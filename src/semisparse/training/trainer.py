@@ -19,7 +19,7 @@ from rich.progress import Progress
 from semisparse.errors import ConfigError
 from semisparse.training.averaging import MovingAverage
 from semisparse.training.callback import SparsityCallback
-from semisparse.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from semisparse.training.checkpoints import LAST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from semisparse.training.divergence import DivergenceStop
 from semisparse.training.history import History
 from semisparse.training.interruption import StopRequest
@@ -56,7 +56,7 @@ def create(
                 *([sparsity] if sparsity else []),
                 # Behind the masks, which its copy of the model has to have too.
                 *([MovingAverage(options.ema)] if options.ema else []),
-                DivergenceStop(),
+                DivergenceStop(checkpoints / LAST),
                 History(out / "metrics.csv"),
                 RunProgress(progress, out.name),
                 stop,
