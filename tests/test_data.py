@@ -10,6 +10,7 @@ import re
 import struct
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,6 +229,17 @@ def test_a_set_is_fetched_once(cifar10, tmp_path, monkeypatch, server):
     assert len(data.load("cifar10", target, download=True).train) == 90
     with pytest.raises(DataError, match=r"cifar10 cannot be fetched into .*404"):
         data.load("cifar10", tmp_path / "elsewhere", download=True)
+
+
+def test_processes_of_one_run_fetch_a_set_once(cifar10, tmp_path, monkeypatch, server, capfd):
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{server}/cifar-10-python.tar.gz")
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(
+            pool.map(lambda _: data.load("cifar10", tmp_path / "new", download=True), range(4))
+        )
+    assert {len(splits.train) for splits in loaded} == {90}
+    # torchvision asks once for where it is redirected, and once for the file.
+    assert capfd.readouterr().err.count("GET /cifar-10-python.tar.gz") == 2
 
 
 def test_fashion_mnist_is_fetched_where_it_is_not(tmp_path, monkeypatch, server):
