@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from semisparse import native
 from semisparse.errors import LibraryError
+from semisparse.runtime import InferenceSession
 
 ISAS = [name for name, usable in native.isa_names().items() if usable]
 every_isa = pytest.mark.parametrize("isa", ISAS)
@@ -162,6 +164,43 @@ def test_what_only_masked_blocks_see_does_not_matter():
     y = conv.run(x)
     x[0, 9:11, 9:11] = np.nan
     np.testing.assert_array_equal(conv.run(x), y)
+
+
+def dense_model(weights: np.ndarray) -> bytes:
+    """A `Conv` of any plane, whose weights ONNX Runtime keeps."""
+    outputs, channels = weights.shape[:2]
+    values = {"W": weights, "B": np.zeros(outputs, np.float32)}
+    node = helper.make_node(
+        "Conv", ["X", *values], ["Y"], domain="semisparse", pads=[1, 1, 1, 1], strides=[1, 1]
+    )
+    graph = helper.make_graph(
+        [node],
+        "conv",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["n", "h", "w", channels])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["n", "h", "w", outputs])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("semisparse", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def test_a_session_makes_of_its_weights_what_its_runs_need():
+    rng = np.random.default_rng(7)
+    weights = filters(rng, 80, 64)
+    session = InferenceSession(dense_model(weights), threads=2)
+    planes = [normal(rng, 1, size, size, 64) for size in (28, 2, 1)]  # by 4x4, by 2x2, directly
+    for x in planes * 2:
+        (y,) = session.run(None, {"X": x})
+        assert norm_error(y, exact(x, weights, (1, 1, 1, 1))) < 2e-6
+    # What is not finite is computed directly.
+    for x in planes[:2]:
+        session = InferenceSession(dense_model(weights), threads=2)
+        x[0, 0, 0, 5] = np.inf
+        with np.errstate(invalid="ignore"):
+            expected = exact(x, weights, (1, 1, 1, 1))
+        (y,) = session.run(None, {"X": x})
+        assert np.isinf(y[0, :2, :2]).all()
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_first_runs_may_come_from_several_threads():

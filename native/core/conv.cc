@@ -8,6 +8,7 @@
 #include "core/c_enum.h"
 #include "core/conv_work.h"
 #include "core/error.h"
+#include "core/packing.h"
 
 namespace semisparse {
 namespace {
@@ -76,7 +77,7 @@ void check_finite(const char* what, const float* values, size_t n) {
 }  // namespace
 
 Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
-           const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa)
+           const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa, Weights after)
     : desc_(desc), epilogue_(&epilogue_kernel(isa.isa)) {
   check(desc);
   const auto outputs = static_cast<size_t>(desc.out_channels);
@@ -124,9 +125,12 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
     pack_depthwise(weights, isa.isa);
     kernel_name_ = dwconv_->name;
   } else {
-    pack_panels(weights, isa.isa);
+    divide_channels(isa.isa);
     kernel_name_ = panels_.front().kernel->name;
+    if (after == Weights::kStay) staying_ = weights;
+    if (after == Weights::kGone) pack_panels(weights);
     prepare_winograd(isa.isa);
+    if (winograds_.empty()) pack_panels(weights);
   }
 
   if (positions_ && !positions_->blank.empty()) {
@@ -136,7 +140,7 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   }
 }
 
-void Conv::pack_panels(const float* weights, Isa isa) {
+void Conv::divide_channels(Isa isa) {
   const auto group = static_cast<size_t>(desc_.group);
   const size_t inputs = static_cast<size_t>(desc_.in_channels) / group;
   const size_t outputs = static_cast<size_t>(desc_.out_channels) / group;
@@ -147,7 +151,6 @@ void Conv::pack_panels(const float* weights, Isa isa) {
   // 64 + 48 + 48 rather than 64 + 64 + 32, so that none is left with too few accumulators.
   const size_t units = ceil_div(outputs, unit);
   const size_t count = ceil_div(units * unit, igemm_widest(isa));
-  size_t floats = 0;
   mr_ = std::numeric_limits<size_t>::max();
   for (size_t g = 0; g < group; ++g) {
     size_t first = 0;
@@ -162,26 +165,25 @@ void Conv::pack_panels(const float* weights, Isa isa) {
       panel.first = g * outputs + first;
       panel.count = std::min(nr, outputs - first);
       panel.inputs = g * inputs;
-      panel.weights = floats;
+      panel.weights = packed_floats_;
       panels_.push_back(panel);
       mr_ = std::min(mr_, panel.kernel->mr);
       first += panel.count;
-      floats += taps * inputs * nr;
+      packed_floats_ += taps * inputs * nr;
     }
   }
+}
 
-  weights_ = make_buffer(floats);
-  for (const Panel& panel : panels_) {
-    const size_t nr = panel.kernel->nr;
-    float* to = weights_.get() + panel.weights;
-    for (size_t t = 0; t < taps; ++t) {
-      for (size_t c = 0; c < inputs; ++c) {
-        for (size_t j = 0; j < nr; ++j) {
-          *to++ = j < panel.count ? weights[((panel.first + j) * inputs + c) * taps + t] : 0.0f;
-        }
-      }
+void Conv::pack_panels(const float* weights) const {
+  std::call_once(packed_, [&] {
+    Buffer packed = make_buffer(packed_floats_);
+    for (const Panel& panel : panels_) {
+      pack_panel(weights, static_cast<size_t>(desc_.in_channels / desc_.group),
+                 static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]), panel.first, panel.count,
+                 panel.kernel->nr, packed.get() + panel.weights);
     }
-  }
+    weights_ = std::move(packed);
+  });
 }
 
 void Conv::pack_depthwise(const float* weights, Isa isa) {
@@ -200,12 +202,13 @@ void Conv::pack_depthwise(const float* weights, Isa isa) {
 void Conv::prepare_winograd(Isa isa) {
   std::vector<Winograd::Panel> panels;
   for (const Panel& panel : panels_) {
-    panels.push_back({panel.kernel, panel.first, panel.count, weights_.get() + panel.weights});
+    const float* packed = staying_ == nullptr ? weights_.get() + panel.weights : nullptr;
+    panels.push_back({panel.kernel, panel.first, panel.count, packed});
   }
   const Positions* positions = positions_ ? &*positions_ : nullptr;
   for (const size_t outputs : Winograd::tile_sizes(desc_)) {
-    winograds_.push_back(
-        std::make_unique<Winograd>(desc_, *winograd_kernel(isa, outputs), panels, positions));
+    winograds_.push_back(std::make_unique<Winograd>(desc_, *winograd_kernel(isa, outputs), panels,
+                                                    staying_, positions));
   }
   if (positions_) {
     const Winograd* fastest = fastest_winograd(1, {positions_->height, positions_->width});

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,9 +22,14 @@ namespace semisparse {
 
 class Conv {
  public:
+  // What becomes of the caller's weights. Where they stay in place for as long as the convolution,
+  // it keeps only what its runs use, in their own order, and makes that when they first do.
+  enum class Weights { kGone, kStay };
+
   // Arguments as in semisparse_conv_create. Throws Error.
   Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
-       const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa);
+       const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa,
+       Weights after = Weights::kGone);
 
   const char* kernel_name() const { return kernel_name_.c_str(); }
   const semisparse_conv_desc& desc() const { return desc_; }
@@ -48,7 +54,8 @@ class Conv {
   };
   struct Work;
 
-  void pack_panels(const float* weights, Isa isa);
+  void divide_channels(Isa isa);
+  void pack_panels(const float* weights) const;  // unless they have been
   void pack_depthwise(const float* weights, Isa isa);
   void prepare_winograd(Isa isa);
   const Winograd* fastest_winograd(size_t images, Plane out) const;
@@ -84,10 +91,14 @@ class Conv {
 
   semisparse_conv_desc desc_;
   std::optional<Positions> positions_;  // none: dense
-  Buffer weights_, bias_;
+  const float* staying_ = nullptr;      // the caller's weights where they stay
+  mutable std::once_flag packed_;
+  mutable Buffer weights_;  // packed, once a run needs them
+  Buffer bias_;
   Buffer zeros_;      // what a tap outside the plane reads
   Buffer blank_row_;  // activation(bias), what a blank position holds where there is no residual
   std::vector<Panel> panels_;               // empty for a depthwise convolution
+  size_t packed_floats_ = 0;                // of all panels
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
   size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes

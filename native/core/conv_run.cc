@@ -85,6 +85,7 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   if (dwconv_ != nullptr) {
     parallel(work.tasks, [&](size_t task) { dwconv_task(work, task); });
   } else {
+    pack_panels(staying_);
     parallel(work.tasks, [&](size_t task) { igemm_task(work, task); });
   }
   if (scratch != nullptr) scratch_.give_back(std::move(scratch));
@@ -143,6 +144,7 @@ void Conv::finish_winograd(const Work& work, const Winograd::Done& done) const {
 // Winograd's transforms spread what is infinite or not a number over a whole tile, so such a tile
 // is computed directly instead.
 void Conv::recompute(const Work& work, const Winograd::Done& done) const {
+  pack_panels(staying_);
   const Geometry& g = work.geometry;
   const auto height = static_cast<size_t>(g.out_height);
   const auto width = static_cast<size_t>(g.out_width);

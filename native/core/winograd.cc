@@ -10,6 +10,7 @@
 #include "core/division.h"
 #include "core/error.h"
 #include "core/isa.h"
+#include "core/packing.h"
 #include "core/winograd_weights.h"
 
 namespace semisparse {
@@ -103,7 +104,7 @@ std::vector<size_t> Winograd::tile_sizes(const semisparse_conv_desc& d) {
 }
 
 Winograd::Winograd(const semisparse_conv_desc& desc, const winograd::Kernel& kernel,
-                   std::vector<Panel> panels, const Positions* positions)
+                   std::vector<Panel> panels, const float* weights, const Positions* positions)
     : in_channels_(static_cast<size_t>(desc.in_channels)),
       out_channels_(static_cast<size_t>(desc.out_channels)),
       kernel_(&kernel),
@@ -111,6 +112,7 @@ Winograd::Winograd(const semisparse_conv_desc& desc, const winograd::Kernel& ker
       products_(winograd::products_of(kernel.outputs)),
       forced_(!setting().empty()),
       panels_(std::move(panels)),
+      unpacked_(weights),
       masked_(positions != nullptr),
       // One line more than the products, or tiles of 256 channels would share their cache sets.
       v_stride_(products_ * in_channels_ + kLineFloats) {
@@ -168,8 +170,15 @@ void Winograd::transform_weights() const {
   Buffer weights = make_buffer(weight_begin_.back());
   for (size_t p = 0; p < panels_.size(); ++p) {
     const Panel& panel = panels_[p];
-    transform_filters(outputs_, panel.weights, in_channels_, panel.kernel->nr,
-                      weights.get() + weight_begin_[p]);
+    const size_t nr = panel.kernel->nr;
+    const float* packed = panel.packed;
+    Buffer for_now;
+    if (packed == nullptr) {
+      for_now = make_buffer(kTaps * in_channels_ * nr);
+      pack_panel(unpacked_, in_channels_, kTaps, panel.first, panel.count, nr, for_now.get());
+      packed = for_now.get();
+    }
+    transform_filters(outputs_, packed, in_channels_, nr, weights.get() + weight_begin_[p]);
   }
   weights_ = std::move(weights);
 }

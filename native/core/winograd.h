@@ -21,17 +21,18 @@ class Winograd {
   // Output channels that one indirect-GEMM kernel computes.
   struct Panel {
     const igemm::Kernel* kernel;
-    size_t first, count;   // output channels
-    const float* weights;  // [9][in_channels][nr], must outlive the Winograd
+    size_t first, count;  // output channels
+    const float* packed;  // [9][in_channels][nr]; null where the unpacked weights are given
   };
 
   // The sizes of tiles by which such a convolution can be computed; empty where it cannot.
   // $SEMISPARSE_WINOGRAD allows only one of them and makes it free of cost, or none (0).
   static std::vector<size_t> tile_sizes(const semisparse_conv_desc& desc);
 
-  // positions: null for a dense convolution.
+  // weights: [out_channels][in_channels][3][3] or null; these or the packed ones must outlive the
+  // Winograd. positions: null for a dense convolution.
   Winograd(const semisparse_conv_desc& desc, const winograd::Kernel& kernel,
-           std::vector<Panel> panels, const Positions* positions);
+           std::vector<Panel> panels, const float* weights, const Positions* positions);
 
   const char* kernel_name() const { return kernel_->name; }
 
@@ -90,6 +91,7 @@ class Winograd {
   size_t products_;  // matrix multiplications
   bool forced_;      // by the environment
   std::vector<Panel> panels_;
+  const float* unpacked_;
   std::vector<size_t> weight_begin_;  // [panels + 1], in weights_
   size_t widest_ = 0;                 // nr of any panel
   bool masked_;

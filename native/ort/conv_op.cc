@@ -94,10 +94,11 @@ class ConvOp : public Operator<ConvOp> {
       }
     }
     const auto* bias_values = static_cast<const float*>(bias.data);
+    // ONNX Runtime keeps a constant in one place for as long as the session.
     const auto* weight_values = static_cast<const float*>(weights.data);
-    return std::unique_ptr<Kernel>(new Kernel{{desc, weight_values, bias_values,
-                                               fill_ == Fill::kNone ? nullptr : source.data(),
-                                               height, width, selected_isa()}});
+    return std::unique_ptr<Kernel>(new Kernel{
+        {desc, weight_values, bias_values, fill_ == Fill::kNone ? nullptr : source.data(), height,
+         width, selected_isa(), Conv::Weights::kStay}});
   }
 
   void compute(const Kernel& kernel, const OrtApi& api, OrtKernelContext* context) const {
