@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rich.console import Console
 
-from semisparse.report import Curve, MaskSet, Report, Row, render, table
+from semisparse.bench.timing import Quartiles
+from semisparse.report import (
+    Comparison,
+    Curve,
+    MaskSet,
+    Report,
+    Row,
+    Run,
+    render,
+    render_comparison,
+    table,
+)
 from semisparse.report.charts import mask_picture
 
 ROWS = [
@@ -26,6 +37,14 @@ REPORT = Report(
     [MaskSet(0.3, {"layer1.0.conv1": MASK, "<script>": MASK})],
     {"CPU": "a & b <c>"},
 )
+SPEEDUP = Quartiles(1.2, 1.3, 1.4)
+RUNS = [
+    Run("<dense>", "a & b", "", 0.0, 0.99, 10_000_000, 0.0, Quartiles(0.9, 1, 1.1), SPEEDUP),
+    *(
+        Run(f"r{i}", "m", "0.3 nearest" * (i % 2), 0.1 * i, 0.9, 5_000_000, 0.3, SPEEDUP, SPEEDUP)
+        for i in range(8)
+    ),
+]
 VOID = {"meta", "path", "use", "br", "wbr", "link"}
 
 
@@ -60,10 +79,18 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-@pytest.fixture(scope="module")
-def html(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("report") / "report.html"
+def write_demo(path):
     render(REPORT, path)
+
+
+def write_comparison(path):
+    render_comparison(Comparison("digits", RUNS, {"CPU": "a & b <c>"}), path)
+
+
+@pytest.fixture(scope="module", params=[write_demo, write_comparison])
+def html(request, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    request.param(path)
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     return path.read_text()
 
@@ -81,13 +108,25 @@ def test_the_page_refers_to_nothing_outside_itself(html):
     }
 
 
-def test_the_page_shows_figures_facts_and_layer_names(html):
+def test_the_demo_shows_figures_facts_and_layer_names(tmp_path):
+    write_demo(tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(html)
     text = "".join(page.text)
     for expected in ("97.1%", "9.00", "1.33x", "1.43x", "layer1.0.conv1", "<script>", "a & b <c>"):
         assert expected in text, expected
     assert "<script" not in html
+
+
+def test_the_comparison_shows_figures_facts_and_names(tmp_path):
+    write_comparison(tmp_path / "compare.html")
+    page = Page()
+    page.feed((tmp_path / "compare.html").read_text())
+    text = "".join(page.text)
+    for expected in ("<dense>", "99.00%", "5.0", "30%", "1.30x", "a & b <c>", "latency, ms"):
+        assert expected in text, expected
+    assert [run.kind for run in RUNS[:4]] == ["dense", "dense", "both", "pruned"]
 
 
 def test_every_colour_of_the_charts_follows_the_theme(html):

@@ -9,10 +9,7 @@ from semisparse.bench.compare import Row, Run
 from semisparse.bench.harness import ModelResult, Results
 from semisparse.bench.layers import LayerTime
 from semisparse.bench.memory import Footprint
-from semisparse.bench.timing import Quartiles
-
-# A call keeps at least one core busy, unless it waits for one.
-_BUSY = 0.95
+from semisparse.bench.timing import BUSY_CORES, Quartiles
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def _latency_table(title: str, result: ModelResult, run: Run) -> Table:
     ]
     if run.unsettled:
         notes.append(f"{run.unsettled} samples were taken beside threads that were still busy.")
-    if any(row.cores < _BUSY for row in run.rows):
+    if any(row.cores < BUSY_CORES for row in run.rows):
         notes.append("Other processes took CPU time from some candidates: the figures are spoilt.")
     return Table(title, columns, tuple(rows), tuple(notes))
 

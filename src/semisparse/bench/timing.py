@@ -18,6 +18,8 @@ from dataclasses import dataclass
 # look would take a busy thread for an idle one.
 _LOOK_SECONDS = 0.008
 _BUSY_SHARE = 0.2
+# A call keeps at least one core busy, unless it waits for one.
+BUSY_CORES = 0.95
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Timing:
         """How many times faster `name` is than `over`: quartiles of the paired ratios."""
         pairs = zip(self.samples[over], self.samples[name], strict=True)
         return Quartiles.of(baseline / own for baseline, own in pairs)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes took CPU time from a candidate."""
+        return any(cores < BUSY_CORES for cores in self.cores.values())
 
     def fastest(self, names: Iterable[str]) -> str:
         """The one of the names with the lowest median latency."""

@@ -12,6 +12,7 @@ import semisparse
 from semisparse.cli.apply import apply
 from semisparse.cli.bench import ListOptions, bench
 from semisparse.cli.check import check
+from semisparse.cli.compare import compare
 from semisparse.cli.demo import demo
 from semisparse.cli.doctor import doctor
 from semisparse.cli.export import export
@@ -90,6 +91,7 @@ app.command()(train)
 app.command()(apply)
 app.command()(export)
 app.command()(run)
+app.command()(compare)
 app.command(cls=ListOptions)(bench)
 app.command()(check)
 app.command()(doctor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from semisparse.cli.console import print_table, still_bar
 from semisparse.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from semisparse.bench.harness import Results
 
 _QUICK: dict[str, Any] = {
@@ -161,66 +159,18 @@ def bench(
 
     def finished(results: Results) -> None:
         for table in tables.model_tables(results.models[-1]):
-            _print(tables_console, table)
+            print_table(tables_console, table)
         contents = {json_path: _dumps(results), markdown_path: tables.markdown(results)}
         for path in files:
             with writing(path) as draft:
                 draft.write_text(contents[path], encoding="utf-8")
 
-    with _bar(console) as progress:
+    with still_bar(console) as progress:
         results = harness.run(settings, cache, progress, finished)
     for line in tables.machine_lines(results):
         tables_console.print(line, highlight=False)
     if to_stdout:
         typer.echo(_dumps(results))
-
-
-def _bar(console: Console) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    class Bar(RichProgress):
-        """Draws itself only between samples: its thread would disturb what is timed."""
-
-        def __init__(self) -> None:
-            super().__init__(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                auto_refresh=False,
-                transient=True,
-            )
-            self._drawn = 0.0
-
-        def stage(self, what: str) -> None:
-            for task in self.task_ids:
-                self.remove_task(task)
-            self.add_task(what, total=None)
-            self.refresh()
-
-        def sampled(self, done: int, total: int) -> None:
-            self.update(self.task_ids[-1], completed=done, total=total)
-            if done == total or time.monotonic() - self._drawn > 0.5:
-                self.refresh()
-                self._drawn = time.monotonic()
-
-    return Bar()
-
-
-def _print(console: Console, table: Any) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    drawn = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for place, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if place else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*row)
-    console.print(drawn)
-    for note in table.notes:
-        console.print(note, highlight=False, markup=False)
 
 
 def _dumps(results: Results) -> str:

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from semisparse.bench.timing import Quartiles
+from semisparse.report.comparison import Run
 from semisparse.report.results import Curve, Row
 
 _INK, _GRID = "#010201", "#010202"
@@ -28,6 +30,7 @@ _VARIABLES = {
     _GRID: "var(--grid)",
     **{stand_in: f"var(--series-{index})" for index, stand_in in enumerate(_SERIES)},
 }
+_MARKERS = {"dense": "s", "masks": "o", "pruned": "^", "both": "D"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "semisparse",
@@ -133,6 +136,52 @@ def _speedup_by_sparsity(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title("speedup of ResNet18 over stock dense ONNX Runtime")
     axes.set_xlabel("sparsity")
     axes.legend(loc="upper left")
+
+
+def runs(compared: Sequence[Run]) -> Markup:
+    """Test accuracy against what masks leave out, and against latency where it was measured."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        timed = all(run.latency is not None for run in compared)
+        sparsity, *latency = figure.subplots(1, 1 + timed, squeeze=False)[0]
+        _accuracies(sparsity, compared, [(run.skipped, 0.0, 0.0) for run in compared])
+        sparsity.set_xlabel("share of the operations that masks leave out")
+        for axes in latency:
+            _accuracies(axes, compared, [_milliseconds(run.latency) for run in compared])
+            axes.set_xlabel("latency, ms")
+        return _svg(figure, "Accuracy of runs")
+
+
+def _accuracies(
+    axes: Axes, compared: Sequence[Run], places: Sequence[tuple[float, float, float]]
+) -> None:
+    """One point a run, at `(x, distance to the lower quartile, to the upper one)`."""
+    for index, (run, (x, below, above)) in enumerate(zip(compared, places, strict=True)):
+        axes.errorbar(
+            x,
+            100 * run.accuracy,
+            xerr=[[below], [above]],
+            color=_INK if run.kind == "dense" else _SERIES[index % len(_SERIES)],
+            marker=_MARKERS[run.kind],
+            markersize=8,
+            capsize=3,
+            linewidth=1,
+        )
+        axes.annotate(
+            run.name,
+            (x, 100 * run.accuracy),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+        )
+    axes.margins(0.2, 0.3)
+    axes.set_title("test accuracy, %")
+
+
+def _milliseconds(latency: Quartiles | None) -> tuple[float, float, float]:
+    assert latency is not None
+    low, median, high = 1e3 * latency.low, 1e3 * latency.median, 1e3 * latency.high
+    return median, median - low, high - median
 
 
 def mask_picture(mask: NDArray[np.bool_]) -> Markup:

@@ -18,6 +18,8 @@ from semisparse.training.data import Normalisation
 from semisparse.training.pruning import resize
 from semisparse.training.settings import TrainSettings
 
+_ENTRIES = {"architecture", "model", "num_classes", "example_input", "normalisation", "sparsifier"}
+
 
 def save(
     path: Path,
@@ -82,6 +84,17 @@ def normalisation(out: Path) -> Normalisation:
     return tuple(mean), tuple(std)
 
 
+def architecture(out: Path) -> tuple[str, float]:
+    """What a finished run's network is made from.
+
+    Returns the name of the architecture, and the share of the channels of its convolutions that
+    the network lacks. Raises `ConfigError` as `load_run`.
+    """
+    saved, _ = _read(out)
+    left = _channels(_blank(saved)) / _channels(_architecture(saved))
+    return saved["architecture"], 1 - left
+
+
 def _read(out: Path) -> tuple[dict[str, Any], TrainSettings]:
     options = settings.read(out)
     path = out / "model.pt"
@@ -96,11 +109,21 @@ def _read(out: Path) -> tuple[dict[str, Any], TrainSettings]:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__}: {error}); train again."
         ) from error
-    return {"architecture": options.model, **saved}, options
+    if not isinstance(saved, dict) or not saved.keys() >= _ENTRIES:
+        raise ConfigError(f"{path} is not what a run of this semisparse leaves; train again.")
+    return saved, options
 
 
 def _blank(saved: Mapping[str, Any]) -> nn.Module:
-    channels = saved["example_input"].shape[1]
-    model = models.create(saved["architecture"], saved["num_classes"], input_channels=channels)
+    model = _architecture(saved)
     resize(model, saved["model"])
     return model.eval()
+
+
+def _architecture(saved: Mapping[str, Any]) -> nn.Module:
+    channels = saved["example_input"].shape[1]
+    return models.create(saved["architecture"], saved["num_classes"], input_channels=channels)
+
+
+def _channels(model: nn.Module) -> int:
+    return sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
