@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 
 import numpy as np
 import pytest
@@ -280,3 +281,92 @@ def test_measurements_of_impossible_length_are_refused(seconds):
 def test_copy_of_nothing_is_refused():
     with pytest.raises(LibraryError):
         native.measure_copy(0)
+
+
+def block(channels=3, hidden=5, outputs=4, **depthwise):
+    """Stages of an inverted residual."""
+    return [
+        native.Stage(weights(hidden, channels, 1, 1)),
+        native.Stage(
+            weights(hidden, 1, 3, 3), **{"group": hidden, "pads": (1, 1, 1, 1), **depthwise}
+        ),
+        native.Stage(weights(outputs, hidden, 1, 1)),
+    ]
+
+
+@pytest.mark.parametrize("form", native.CHAINS)
+@pytest.mark.parametrize("size", [(9, 11), (150, 150)], ids=["by stages", "in bands"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chain_is_its_convolutions_in_a_row(form, size, threads):
+    rng = np.random.default_rng(0)
+
+    def stage(outputs, inputs, kernel, group=1):
+        mask = rng.random(size) < 0.7
+        return native.Stage(
+            rng.standard_normal((outputs, inputs, kernel, kernel)).astype(np.float32),
+            rng.standard_normal(outputs).astype(np.float32),
+            native.source_map(mask, "nearest"),
+            group=group,
+            pads=(kernel // 2,) * 4,
+            activation="clip",
+            activation_b=6.0,
+        )
+
+    stages = [stage(20, 6, 1), stage(20, 1, 3, 20), stage(7, 20, 1)]
+    stages = {"d": stages[1:], "e": stages[: form.count("_") + 1]}[form[0]]
+    x = rng.standard_normal((2, *size, stages[0].in_channels)).astype(np.float32)
+    y = x
+    for each in stages:
+        options = {
+            key: value for key, value in vars(each).items() if key not in ("weights", "bias")
+        }
+        y = native.Conv(each.weights, each.bias, **options).run(y)
+    chain = native.Chain(form, stages)
+    assert chain.output_size(*size) == size
+    np.testing.assert_allclose(chain.run(x, threads=threads), y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([block()[1], *block()[1:]], "not possible|pointwise"),
+        ([*block()[:2], native.Stage(weights(4, 5, 3, 3))], "the projection .* no pointwise"),
+        ([*block()[:2], native.Stage(weights(4, 5, 1, 1), pads=(0, 1, 0, 0))], "no pointwise"),
+        (block(group=1), "depthwise stage .* group 1"),
+        ([block(hidden=6)[0], *block()[1:]], "6 output channels .* 5 input channels"),
+        ([*block()[:2], block(hidden=6)[2]], "5 output channels .* 6 input channels"),
+    ],
+)
+def test_chain_of_other_convolutions_is_refused(stages, message):
+    with pytest.raises(LibraryError, match=message):
+        native.Chain("expand_depthwise_project", stages)
+
+
+def test_chain_whose_masks_do_not_follow_one_another_is_refused():
+    def masked(stage, *size):
+        source = np.arange(np.prod(size), dtype=np.int32).reshape(size)
+        return dataclasses.replace(stage, source=source)
+
+    first, second, third = block(strides=(2, 2))
+    form = "expand_depthwise_project"
+    assert native.Chain(form, [masked(first, 8, 8), masked(second, 4, 4), masked(third, 4, 4)])
+    for stages in (
+        [masked(first, 8, 8), second, masked(third, 4, 5)],
+        [masked(first, 8, 8), masked(second, 5, 4), third],
+        [first, masked(second, 4, 4), masked(third, 4, 3)],
+    ):
+        with pytest.raises(LibraryError, match="the mask is"):
+            native.Chain(form, stages)
+
+
+def test_chain_of_another_length_or_form_is_refused():
+    with pytest.raises(ConfigError, match="has 2 stages; 3 were given"):
+        native.Chain("expand_depthwise", block())
+    with pytest.raises(ConfigError, match="form is 'project'"):
+        native.Chain("project", block())
+
+
+def test_residual_of_a_chain_without_a_projection_is_refused():
+    chain = native.Chain("expand_depthwise", block()[:2])
+    with pytest.raises(LibraryError, match="adds no residual"):
+        chain.run(weights(1, 8, 8, 3), weights(1, 8, 8, 5))

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/c_enum.h"
+#include "core/chain.h"
 #include "core/conv.h"
 #include "core/error.h"
 #include "core/measure.h"
@@ -13,6 +14,10 @@
 
 struct semisparse_conv {
   semisparse::Conv conv;
+};
+
+struct semisparse_chain {
+  semisparse::Chain chain;
 };
 
 namespace {
@@ -128,6 +133,51 @@ semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* 
     need(x, "x");
     need(y, "y");
     conv->conv.run(x, batch, height, width, residual, y, semisparse::Parallel(parallel_for, ctx));
+  });
+}
+
+semisparse_status semisparse_chain_create(semisparse_chain_form form,
+                                          const semisparse_chain_stage* stages, const char* isa,
+                                          semisparse_chain** chain) {
+  return guard([&] {
+    need(stages, "stages");
+    need(chain, "chain");
+    const int number = semisparse::number_of(form);
+    if (number < SEMISPARSE_EXPAND_DEPTHWISE_PROJECT || number > SEMISPARSE_EXPAND_DEPTHWISE) {
+      semisparse::invalid("chain form " + std::to_string(number) +
+                          " is unknown; it must be one of semisparse_chain_form");
+    }
+    *chain = new semisparse_chain{{form, stages, semisparse::find_isa(isa)}};
+  });
+}
+
+void semisparse_chain_destroy(semisparse_chain* chain) { delete chain; }
+
+const char* semisparse_chain_kernel(const semisparse_chain* chain) {
+  return chain == nullptr ? nullptr : chain->chain.kernel_name();
+}
+
+semisparse_status semisparse_chain_output_size(const semisparse_chain* chain, int64_t height,
+                                               int64_t width, int64_t* out_height,
+                                               int64_t* out_width) {
+  return guard([&] {
+    need(chain, "chain");
+    need(out_height, "out_height");
+    need(out_width, "out_width");
+    const semisparse::Conv::Plane plane = chain->chain.output_plane(height, width);
+    *out_height = plane.height;
+    *out_width = plane.width;
+  });
+}
+
+semisparse_status semisparse_chain_run(const semisparse_chain* chain, const float* x, int64_t batch,
+                                       int64_t height, int64_t width, const float* residual,
+                                       float* y, semisparse_parallel_for parallel_for, void* ctx) {
+  return guard([&] {
+    need(chain, "chain");
+    need(x, "x");
+    need(y, "y");
+    chain->chain.run(x, batch, height, width, residual, y, semisparse::Parallel(parallel_for, ctx));
   });
 }
 

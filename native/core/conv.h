@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/gather.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/rows.h"
@@ -31,8 +32,13 @@ class Conv {
        const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa,
        Weights after = Weights::kGone);
 
+  Conv(const semisparse_chain_stage& stage, const IsaInfo& isa, Weights after = Weights::kGone)
+      : Conv(*stage.desc, stage.weights, stage.bias, stage.source, stage.height, stage.width, isa,
+             after) {}
+
   const char* kernel_name() const { return kernel_name_.c_str(); }
   const semisparse_conv_desc& desc() const { return desc_; }
+  const Positions* positions() const { return positions_ ? &*positions_ : nullptr; }
 
   struct Plane {
     int64_t height, width;
@@ -42,6 +48,12 @@ class Conv {
 
   void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
            float* y, const Parallel& parallel) const;
+
+  // Computes some positions, by list, on the calling thread: those of a pointwise convolution, or
+  // those of a depthwise one, whose taps lie `offsets` floats from what an entry reads.
+  void gather_pointwise(const Gather& gather, const GatherPlanes& planes) const;
+  void gather_depthwise(const Gather& gather, const GatherPlanes& planes,
+                        const std::ptrdiff_t* offsets) const;
 
  private:
   // A panel of output channels of one group.
@@ -87,6 +99,13 @@ class Conv {
   void copy_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
   void blank_share(const Work& work, size_t share, size_t shares, size_t channel,
                    size_t channels) const;
+  void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
+                    size_t end) const;
+  void gather_spread(const Gather& gather, const GatherPlanes& planes, size_t first,
+                     const igemm::Tile& tile, const Panel& panel) const;
+  void gather_copies(const Gather& gather, const GatherPlanes& planes, size_t begin,
+                     size_t end) const;
+  void gather_blanks(const Gather& gather, const GatherPlanes& planes) const;
   void activate(float* y, size_t n) const;
 
   semisparse_conv_desc desc_;

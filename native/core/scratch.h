@@ -39,4 +39,16 @@ class ScratchSlot {
   std::atomic<Piece*> kept_{nullptr};
 };
 
+// Memory that each thread keeps from run to run, a piece for every Owner.
+template <typename Owner>
+float* thread_buffer(size_t floats) {
+  thread_local ScratchSlot::Piece piece;
+  if (piece.floats < floats) {
+    piece.floats = 0;
+    piece.data = make_buffer(floats);
+    piece.floats = floats;
+  }
+  return piece.data.get();
+}
+
 }  // namespace semisparse

@@ -98,4 +98,11 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
   std::partial_sum(copy_begin.begin(), copy_begin.end(), copy_begin.begin());
 }
 
+std::vector<int32_t> Positions::source_map() const {
+  std::vector<int32_t> source(static_cast<size_t>(height * width), -1);
+  for (const Place& place : kept) source[place.position] = static_cast<int32_t>(place.position);
+  for (const epilogue::Pair& copy : copies) source[copy.dest] = static_cast<int32_t>(copy.source);
+  return source;
+}
+
 }  // namespace semisparse

@@ -18,6 +18,8 @@ void source_map(const uint8_t* mask, int64_t height, int64_t width, semisparse_f
 struct Positions {
   Positions(const int32_t* source, int64_t height, int64_t width);
 
+  std::vector<int32_t> source_map() const;
+
   struct Place {
     uint32_t position, y, x;
   };

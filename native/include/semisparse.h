@@ -123,6 +123,47 @@ SEMISPARSE_API semisparse_status semisparse_conv_run(const semisparse_conv* conv
                                                      semisparse_parallel_for parallel_for,
                                                      void* ctx);
 
+/* A pointwise, a depthwise and a pointwise convolution in a row, as in an inverted residual, or two
+ * of them, run as one: the planes in between are never written to memory as a whole. */
+typedef struct semisparse_chain semisparse_chain;
+
+typedef enum semisparse_chain_form {
+  SEMISPARSE_EXPAND_DEPTHWISE_PROJECT = 0,
+  SEMISPARSE_DEPTHWISE_PROJECT = 1,
+  SEMISPARSE_EXPAND_DEPTHWISE = 2
+} semisparse_chain_form;
+
+/* One convolution of a chain: the arguments of semisparse_conv_create. */
+typedef struct semisparse_chain_stage {
+  const semisparse_conv_desc* desc;
+  const float* weights;
+  const float* bias;
+  const int32_t* source;
+  int64_t height;
+  int64_t width;
+} semisparse_chain_stage;
+
+/* stages: as many as the form names, in its order, each with a bias and activation of its own.
+ * INVALID_ARGUMENT where a convolution to expand or project is not pointwise (kernel, strides and
+ * group 1, no padding), the one in between not depthwise (group = in_channels = out_channels), or
+ * one does not fit the one before. */
+SEMISPARSE_API semisparse_status semisparse_chain_create(semisparse_chain_form form,
+                                                         const semisparse_chain_stage* stages,
+                                                         const char* isa, semisparse_chain** chain);
+SEMISPARSE_API void semisparse_chain_destroy(semisparse_chain* chain);
+
+/* As for a convolution. The residual is added to the projection; it must be NULL without one. */
+SEMISPARSE_API const char* semisparse_chain_kernel(const semisparse_chain* chain);
+SEMISPARSE_API semisparse_status semisparse_chain_output_size(const semisparse_chain* chain,
+                                                              int64_t height, int64_t width,
+                                                              int64_t* out_height,
+                                                              int64_t* out_width);
+SEMISPARSE_API semisparse_status semisparse_chain_run(const semisparse_chain* chain, const float* x,
+                                                      int64_t batch, int64_t height, int64_t width,
+                                                      const float* residual, float* y,
+                                                      semisparse_parallel_for parallel_for,
+                                                      void* ctx);
+
 typedef enum semisparse_pool_kind {
   SEMISPARSE_MAX_POOL = 0,
   SEMISPARSE_AVERAGE_POOL = 1

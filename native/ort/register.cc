@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "ort/chain_op.h"
 #include "ort/conv_op.h"
 #include "ort/host.h"
 #include "ort/ort_api.h"
@@ -17,6 +18,7 @@ const OrtApi* api_in_use = nullptr;
 const std::vector<const OrtCustomOp*>& operators() {
   static const auto* all = [] {
     auto* list = new std::vector<const OrtCustomOp*>(conv_operators());
+    for (const OrtCustomOp* op : chain_operators()) list->push_back(op);
     for (const OrtCustomOp* op : pool_operators()) list->push_back(op);
     return list;
   }();

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,7 @@ ACTIVATIONS = {
     "sigmoid": 6,
 }
 FILLS = {"bias": 0, "nearest": 1}
+CHAINS = {"expand_depthwise_project": 0, "depthwise_project": 1, "expand_depthwise": 2}
 POOLS = {"max": 0, "average": 1}
 
 Floats = NDArray[np.float32]
@@ -49,6 +51,19 @@ class ConvDesc(ctypes.Structure):
         ("activation", ctypes.c_int),
         ("activation_a", ctypes.c_float),
         ("activation_b", ctypes.c_float),
+    )
+
+
+class ChainStage(ctypes.Structure):
+    """`semisparse_chain_stage`."""
+
+    _fields_ = (
+        ("desc", ctypes.POINTER(ConvDesc)),
+        ("weights", ctypes.POINTER(ctypes.c_float)),
+        ("bias", ctypes.POINTER(ctypes.c_float)),
+        ("source", ctypes.POINTER(ctypes.c_int32)),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
     )
 
 
@@ -80,6 +95,7 @@ _size = ctypes.c_size_t
 _i64 = ctypes.c_int64
 _text = ctypes.c_char_p
 _desc = ctypes.POINTER(ConvDesc)
+_stages = ctypes.POINTER(ChainStage)
 _pool = ctypes.POINTER(PoolDesc)
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -98,6 +114,17 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "conv_kernel": (_text, (_handle,)),
     "conv_output_size": (ctypes.c_int, (_handle, _i64, _i64, _int64s, _int64s)),
     "conv_run": (
+        ctypes.c_int,
+        (_handle, _floats, _i64, _i64, _i64, _floats, _floats, _ParallelFor, ctypes.c_void_p),
+    ),
+    "chain_create": (
+        ctypes.c_int,
+        (ctypes.c_int, _stages, _text, ctypes.POINTER(_handle)),
+    ),
+    "chain_destroy": (None, (_handle,)),
+    "chain_kernel": (_text, (_handle,)),
+    "chain_output_size": (ctypes.c_int, (_handle, _i64, _i64, _int64s, _int64s)),
+    "chain_run": (
         ctypes.c_int,
         (_handle, _floats, _i64, _i64, _i64, _floats, _floats, _ParallelFor, ctypes.c_void_p),
     ),
@@ -187,89 +214,101 @@ def source_map(mask: NDArray[np.bool_], fill: str) -> NDArray[np.int32]:
     return source
 
 
-class Conv:
-    """A packed convolution: `y = activation(fill(W * x) + bias + residual)`.
+@dataclass(frozen=True)
+class Stage:
+    """One convolution: `y = activation(fill(W * x) + bias)`.
 
-    Args:
+    Attributes:
         weights: `[C_out, C_in / group, kh, kw]`.
         bias: `[C_out]`, or None for zeros.
         source: source map `[H_out, W_out]`, or None for a dense convolution at any size.
         pads: top, left, bottom, right.
         activation: a key of `ACTIVATIONS`; `activation_a` and `activation_b` are the bounds of
             "clip", and `activation_a` the slope of "leaky_relu".
-        isa: a key of `isa_names()`, or None for `isa()`.
-
-    Raises:
-        ConfigError: a name is unknown, or a sequence has another length.
-        LibraryError: the values do not fit together, or the instruction set cannot run here.
     """
 
-    def __init__(
-        self,
-        weights: Floats,
-        bias: Floats | None = None,
-        *,
-        source: NDArray[np.int32] | None = None,
-        group: int = 1,
-        strides: Sequence[int] = (1, 1),
-        pads: Sequence[int] = (0, 0, 0, 0),
-        dilations: Sequence[int] = (1, 1),
-        activation: str = "identity",
-        activation_a: float = 0.0,
-        activation_b: float = 0.0,
-        isa: str | None = None,
-    ) -> None:
-        self._handle = _handle()
-        self._library = load()
-        _require("weights", weights, np.float32, (None,) * 4)
-        if bias is not None:
-            _require("bias", bias, np.float32, (weights.shape[0],))
-        if source is not None:
-            _require("source", source, np.int32, (None, None))
-        self._out_channels = weights.shape[0]
-        self._in_channels = weights.shape[1] * group
+    weights: Floats
+    bias: Floats | None = None
+    source: NDArray[np.int32] | None = None
+    group: int = 1
+    strides: Sequence[int] = (1, 1)
+    pads: Sequence[int] = (0, 0, 0, 0)
+    dilations: Sequence[int] = (1, 1)
+    activation: str = "identity"
+    activation_a: float = 0.0
+    activation_b: float = 0.0
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return int(self.weights.shape[1]) * self.group
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return int(self.weights.shape[0])
+
+    def _argument(self) -> ChainStage:
+        """For the library, which reads it while this object is alive."""
+        _require("weights", self.weights, np.float32, (None,) * 4)
+        if self.bias is not None:
+            _require("bias", self.bias, np.float32, (self.out_channels,))
+        if self.source is not None:
+            _require("source", self.source, np.int32, (None, None))
         desc = ConvDesc(
-            in_channels=self._in_channels,
-            out_channels=self._out_channels,
-            group=group,
-            kernel=weights.shape[2:],
-            strides=_sizes("strides", strides, 2),
-            pads=_sizes("pads", pads, 4),
-            dilations=_sizes("dilations", dilations, 2),
-            activation=_choice("activation", activation, ACTIVATIONS),
-            activation_a=activation_a,
-            activation_b=activation_b,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            group=self.group,
+            kernel=self.weights.shape[2:],
+            strides=_sizes("strides", self.strides, 2),
+            pads=_sizes("pads", self.pads, 4),
+            dilations=_sizes("dilations", self.dilations, 2),
+            activation=_choice("activation", self.activation, ACTIVATIONS),
+            activation_a=self.activation_a,
+            activation_b=self.activation_b,
         )
-        height, width = (0, 0) if source is None else source.shape
-        status = self._library.semisparse_conv_create(
-            desc,
-            weights.ctypes.data_as(_floats),
-            None if bias is None else bias.ctypes.data_as(_floats),
-            None if source is None else source.ctypes.data_as(_int32s),
+        height, width = (0, 0) if self.source is None else self.source.shape
+        return ChainStage(
+            ctypes.pointer(desc),
+            self.weights.ctypes.data_as(_floats),
+            None if self.bias is None else self.bias.ctypes.data_as(_floats),
+            None if self.source is None else self.source.ctypes.data_as(_int32s),
             height,
             width,
-            _encoded(isa),
-            ctypes.byref(self._handle),
         )
-        _check(status, LibraryError)
+
+
+class _Layer:
+    """A handle of the library: a convolution or a chain, by its functions' prefix."""
+
+    _functions: str
+
+    def __init__(self, first: Stage, last: Stage) -> None:
+        self._library = load()
+        self._handle = _handle()
+        self._in_channels = first.in_channels
+        self._out_channels = last.out_channels
+
+    def _call(self, name: str) -> Any:
+        return self._library[f"semisparse_{self._functions}_{name}"]
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
-            self._library.semisparse_conv_destroy(self._handle)
+            self._call("destroy")(self._handle)
 
     @property
     def kernel(self) -> str:
         """Symbol names of the kernels that may run, joined by " + "."""
-        return str(self._library.semisparse_conv_kernel(self._handle).decode())
+        return str(self._call("kernel")(self._handle).decode())
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Output plane of an input plane.
 
         Raises:
-            LibraryError: it would be empty, or is not the one of the source map.
+            LibraryError: it would be empty, or is not the one of a source map.
         """
         out_height, out_width = _i64(), _i64()
-        status = self._library.semisparse_conv_output_size(
+        status = self._call("output_size")(
             self._handle, height, width, ctypes.byref(out_height), ctypes.byref(out_width)
         )
         _check(status, LibraryError)
@@ -279,7 +318,7 @@ class Conv:
         """Output `[N, H_out, W_out, C_out]` of an input `[N, H, W, C_in]`.
 
         Raises:
-            LibraryError: an array has another shape or type than the convolution wants.
+            LibraryError: an array has another shape or type than the layer wants.
         """
         _require("x", x, np.float32, (None, None, None, self._in_channels))
         batch, height, width, _ = x.shape
@@ -287,7 +326,7 @@ class Conv:
         if residual is not None:
             _require("residual", residual, np.float32, y.shape)
         with _Threads(threads) as parallel_for:
-            status = self._library.semisparse_conv_run(
+            status = self._call("run")(
                 self._handle,
                 x.ctypes.data_as(_floats),
                 batch,
@@ -300,6 +339,76 @@ class Conv:
             )
         _check(status, LibraryError)
         return y
+
+
+class Conv(_Layer):
+    """A packed convolution: `y = activation(fill(W * x) + bias + residual)`.
+
+    Args:
+        weights, bias, options: as the attributes of `Stage`.
+        isa: a key of `isa_names()`, or None for `isa()`.
+
+    Raises:
+        ConfigError: a name is unknown, or a sequence has another length.
+        LibraryError: the values do not fit together, or the instruction set cannot run here.
+    """
+
+    _functions = "conv"
+
+    def __init__(
+        self,
+        weights: Floats,
+        bias: Floats | None = None,
+        *,
+        isa: str | None = None,
+        **options: Any,
+    ) -> None:
+        stage = Stage(weights, bias, **options)
+        argument = stage._argument()
+        super().__init__(stage, stage)
+        status = self._library.semisparse_conv_create(
+            argument.desc,
+            argument.weights,
+            argument.bias,
+            argument.source,
+            argument.height,
+            argument.width,
+            _encoded(isa),
+            ctypes.byref(self._handle),
+        )
+        _check(status, LibraryError)
+
+
+class Chain(_Layer):
+    """Convolutions of an inverted residual (arXiv 1801.04381), packed to be run as one.
+
+    Args:
+        form: a key of `CHAINS`.
+        stages: as many as the form names, in its order; a residual is added to the projection.
+        isa: a key of `isa_names()`, or None for `isa()`.
+
+    Raises:
+        ConfigError: a name is unknown, or a sequence has another length.
+        LibraryError: the values do not fit together, or the instruction set cannot run here.
+    """
+
+    _functions = "chain"
+
+    def __init__(self, form: str, stages: Sequence[Stage], *, isa: str | None = None) -> None:
+        number = _choice("form", form, CHAINS)
+        if len(stages) != form.count("_") + 1:
+            raise ConfigError(
+                f"A chain {form!r} has {form.count('_') + 1} stages; {len(stages)} were given."
+            )
+        arguments = [stage._argument() for stage in stages]
+        super().__init__(stages[0], stages[-1])
+        status = self._library.semisparse_chain_create(
+            number,
+            (ChainStage * len(arguments))(*arguments),
+            _encoded(isa),
+            ctypes.byref(self._handle),
+        )
+        _check(status, LibraryError)
 
 
 def pool(

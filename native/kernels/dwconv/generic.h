@@ -1,9 +1,8 @@
 // The depthwise kernel over any vector type; used as kernels/igemm/generic.h is.
 //
 // A block is NV vectors of channels for all rows of the strip, so that the weights stay in
-// registers over the rows. Strips are copied: a vector store may alias anything, and through a
-// reference every field would be read again behind each. That, and whether the last vector is
-// whole being asked at every load, once made the kernel take three times as long.
+// registers over the rows. It has its own copy of the strip: a vector store may alias anything, so
+// through a reference every field would be read again behind each (3 to 10% slower).
 #pragma once
 
 #include "kernels/dwconv/dwconv.h"
@@ -34,8 +33,8 @@ struct Lanes {
 
 // What follows the sums of row i of the strip.
 template <size_t NV, bool kWhole>
-inline void finish(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes,
-                   const Vec::T (&acc)[NV], Vec::T lo, Vec::T hi) {
+inline void finish(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes, const Vec::T (&acc)[NV],
+                   Vec::T lo, Vec::T hi) {
   const size_t at = s.dests[i] * s.ldy + c;
 #pragma GCC unroll 4
   for (size_t v = 0; v < NV; ++v) {

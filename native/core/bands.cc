@@ -1,0 +1,269 @@
+#include "core/bands.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <limits>
+
+#include "core/division.h"
+#include "core/scratch.h"
+
+namespace semisparse {
+namespace {
+
+// What a position holds, as a source map says it; a dense layer has none.
+class Sources {
+ public:
+  explicit Sources(const Conv* conv) {
+    if (conv != nullptr && conv->positions() != nullptr) map_ = conv->positions()->source_map();
+  }
+  int64_t operator[](size_t position) const {
+    return map_.empty() ? static_cast<int64_t>(position) : map_[position];
+  }
+
+ private:
+  std::vector<int32_t> map_;
+};
+
+size_t rows_per_band(const semisparse_conv_desc& desc, size_t row_bytes, size_t out_row_bytes) {
+  const auto stride = static_cast<size_t>(desc.strides[0]);
+  const auto reach = static_cast<size_t>((desc.kernel[0] - 1) * desc.dilations[0] + 1);
+  const size_t budget = l2_cache_bytes() / 2;
+  const size_t first = reach * row_bytes + out_row_bytes;
+  if (budget <= first) return 1;
+  return 1 + (budget - first) / (stride * row_bytes + out_row_bytes);
+}
+
+// The bits of i, of which 2 * half is the first that is not used, in reverse.
+size_t reversed(size_t i, size_t half) {
+  size_t to = 0;
+  for (size_t bit = 1; half != 0; bit <<= 1, half >>= 1) {
+    if ((i & bit) != 0) to |= half;
+  }
+  return to;
+}
+
+}  // namespace
+
+// What the depthwise convolution reads.
+struct Bands::Reads {
+  std::vector<uint8_t> padded;  // positions of the padded plane
+};
+
+Bands::Bands(const Stages& stages, Conv::Plane in)
+    : in_(in), out_(stages.depthwise->output_plane(in.height, in.width)) {
+  const semisparse_conv_desc& d = stages.depthwise->desc();
+  pad_top_ = static_cast<size_t>(d.pads[0]);
+  pad_left_ = static_cast<size_t>(d.pads[1]);
+  pitch_ = static_cast<size_t>(in.width + d.pads[1] + d.pads[3]);
+  channels_ = static_cast<size_t>(d.out_channels);
+  for (int64_t ky = 0; ky < d.kernel[0]; ++ky) {
+    for (int64_t kx = 0; kx < d.kernel[1]; ++kx) {
+      offsets_.push_back(
+          (ky * d.dilations[0] * static_cast<int64_t>(pitch_) + kx * d.dilations[1]) *
+          d.out_channels);
+    }
+  }
+
+  const auto out_rows = static_cast<size_t>(out_.height);
+  const auto out_width = static_cast<size_t>(out_.width);
+  const size_t rows =
+      rows_per_band(d, row_floats() * sizeof(float), out_width * channels_ * sizeof(float));
+  const size_t bands = std::max(ceil_div(out_rows, rows), std::min(kTasksWanted, out_rows));
+  Reads reads{
+      std::vector<uint8_t>(static_cast<size_t>(in.height + d.pads[0] + d.pads[2]) * pitch_)};
+  for (size_t i = 0; i < bands; ++i) {
+    bands_.push_back(band_of(stages, out_rows * i / bands, out_rows * (i + 1) / bands, reads));
+    most_filtered_ = std::max(most_filtered_, bands_.back().project.from.size());
+  }
+
+  // A row is kept from the first band that reads it to the last one.
+  for (size_t i = 1; i < bands; ++i) {
+    bands_[i].last = std::max(bands_[i].last, bands_[i - 1].last);
+    bands_[i].kept = bands_[i - 1].last;
+  }
+  for (size_t i = bands; i-- > 0;) {
+    Band& band = bands_[i];
+    band.first = std::min(band.first, i + 1 < bands ? bands_[i + 1].first : band.last);
+    band.kept = std::max(band.kept, band.first);
+    band.last = std::max(band.last, band.kept);
+  }
+  for (Band& band : bands_) {
+    window_rows_ = std::max(window_rows_, band.last - band.first);
+    for (uint32_t& from : band.depthwise.from) from -= static_cast<uint32_t>(band.first * pitch_);
+    if (stages.expand != nullptr) {
+      band.halo = expansion(stages, reads, band, band.first, band.kept);
+      band.fresh = expansion(stages, reads, band, band.kept, band.last);
+    }
+  }
+}
+
+// The band of output rows [begin, end), but for the expansion.
+Bands::Band Bands::band_of(const Stages& stages, size_t begin, size_t end, Reads& reads) const {
+  const semisparse_conv_desc& d = stages.depthwise->desc();
+  const auto width = static_cast<size_t>(out_.width);
+  Band band{};
+  const Sources last(stages.project != nullptr ? stages.project : stages.depthwise);
+  Gatherer outputs;
+  for (size_t p = begin * width; p < end * width; ++p) {
+    const int64_t source = last[p];
+    outputs.add(source, static_cast<uint32_t>(source), static_cast<uint32_t>(p));
+  }
+  if (stages.project == nullptr) {
+    band.depthwise = outputs.finish();
+  } else {
+    // What the depthwise convolution gives lies side by side, in the order of its plane.
+    band.project = outputs.finish();
+    const Sources filtered(stages.depthwise);
+    std::vector<int64_t> wanted;
+    for (const uint32_t from : band.project.from) wanted.push_back(filtered[from]);
+    std::sort(wanted.begin(), wanted.end());
+    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+    Gatherer places;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      places.add(wanted[i], static_cast<uint32_t>(wanted[i]), static_cast<uint32_t>(i));
+    }
+    band.depthwise = places.finish();
+    for (uint32_t& from : band.project.from) {
+      const auto at = std::lower_bound(wanted.begin(), wanted.end(), filtered[from]);
+      from = static_cast<uint32_t>(at - wanted.begin());
+    }
+  }
+
+  band.first = std::numeric_limits<size_t>::max();
+  for (uint32_t& from : band.depthwise.from) {
+    const size_t y = from / width * static_cast<size_t>(d.strides[0]);
+    const size_t x = from % width * static_cast<size_t>(d.strides[1]);
+    from = static_cast<uint32_t>(y * pitch_ + x);
+    band.first = std::min(band.first, y);
+    band.last =
+        std::max(band.last, y + static_cast<size_t>((d.kernel[0] - 1) * d.dilations[0]) + 1);
+    for (const std::ptrdiff_t offset : offsets_) {
+      reads.padded[from + static_cast<size_t>(offset) / channels_] = 1;
+    }
+  }
+  return band;
+}
+
+Gather Bands::expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
+                        size_t end) const {
+  const Sources sources(stages.expand);
+  const auto height = static_cast<size_t>(in_.height);
+  const auto width = static_cast<size_t>(in_.width);
+  Gatherer gatherer;
+  for (size_t row = std::max(begin, pad_top_); row < std::min(end, pad_top_ + height); ++row) {
+    for (size_t x = 0; x < width; ++x) {
+      const size_t place = row * pitch_ + pad_left_ + x;
+      if (reads.padded[place] == 0) continue;
+      const int64_t source = sources[(row - pad_top_) * width + x];
+      gatherer.add(source, static_cast<uint32_t>(source),
+                   static_cast<uint32_t>(place - band.first * pitch_));
+    }
+  }
+  return gatherer.finish();
+}
+
+bool Bands::pay() const {
+  const size_t window = (window_rows_ * row_floats() + most_filtered_ * channels_) * sizeof(float);
+  const size_t expanded = static_cast<size_t>(in_.height) * row_floats() * sizeof(float);
+  return window <= l2_cache_bytes() * 3 / 4 && expanded > l2_cache_bytes() / 2;
+}
+
+// One thread's window, and the band that is in it.
+class Bands::Worker {
+ public:
+  Worker(const Bands& bands, const Stages& stages, const Run& run)
+      : bands_(bands),
+        stages_(stages),
+        run_(run),
+        window_(thread_buffer<Worker>((bands.window_rows_ + 1) * bands.row_floats() +
+                                      bands.most_filtered_ * bands.channels_)),
+        filtered_(window_ + bands.window_rows_ * bands.row_floats()) {}
+
+  void work(size_t image, size_t index) {
+    const Band& band = bands_.bands_[index];
+    const size_t in_plane = static_cast<size_t>(bands_.in_.height * bands_.in_.width);
+    const size_t out_plane = static_cast<size_t>(bands_.out_.height * bands_.out_.width);
+    const Conv& first = stages_.expand != nullptr ? *stages_.expand : *stages_.depthwise;
+    const Conv& last = stages_.project != nullptr ? *stages_.project : *stages_.depthwise;
+    const auto inputs = static_cast<size_t>(first.desc().in_channels);
+    const auto outputs = static_cast<size_t>(last.desc().out_channels);
+    const float* x = run_.x + image * in_plane * inputs;
+    float* y = run_.y + image * out_plane * outputs;
+    const float* residual =
+        run_.residual == nullptr ? nullptr : run_.residual + image * out_plane * outputs;
+
+    if (held_ != nullptr && index > 0 && held_ == &bands_.bands_[index - 1]) {
+      std::memmove(window_, window_ + (band.first - held_->first) * bands_.row_floats(),
+                   (band.kept - band.first) * bands_.row_floats() * sizeof(float));
+    } else {
+      expand(x, inputs, band, band.halo, band.first, band.kept);
+    }
+    expand(x, inputs, band, band.fresh, band.kept, band.last);
+    held_ = &band;
+
+    const bool projects = stages_.project != nullptr;
+    stages_.depthwise->gather_depthwise(
+        band.depthwise,
+        {window_, bands_.channels_, nullptr, projects ? filtered_ : y, bands_.channels_},
+        bands_.offsets_.data());
+    if (projects) {
+      stages_.project->gather_pointwise(band.project,
+                                        {filtered_, bands_.channels_, residual, y, outputs});
+    }
+  }
+
+ private:
+  // Rows [begin, end) of the padded plane, `gather` of them, into the window.
+  void expand(const float* x, size_t inputs, const Band& band, const Gather& gather, size_t begin,
+              size_t end) {
+    const auto height = static_cast<size_t>(bands_.in_.height);
+    const auto width = static_cast<size_t>(bands_.in_.width);
+    const size_t channels = bands_.channels_;
+    const size_t left = bands_.pad_left_ * channels;
+    for (size_t row = begin; row < end; ++row) {
+      float* to = window_ + (row - band.first) * bands_.row_floats();
+      const size_t in_row = row - bands_.pad_top_;  // wraps around above the plane
+      if (in_row >= height) {
+        std::fill_n(to, bands_.row_floats(), 0.0f);
+        continue;
+      }
+      std::fill_n(to, left, 0.0f);
+      std::fill(to + left + width * channels, to + bands_.row_floats(), 0.0f);
+      if (stages_.expand == nullptr) {
+        std::memcpy(to + left, x + in_row * width * channels, width * channels * sizeof(float));
+      }
+    }
+    if (stages_.expand != nullptr) {
+      stages_.expand->gather_pointwise(gather, {x, inputs, nullptr, window_, channels});
+    }
+  }
+
+  const Bands& bands_;
+  const Stages& stages_;
+  const Run& run_;
+  float* window_;
+  float* filtered_;
+  const Band* held_ = nullptr;
+};
+
+// A thread that has done a band goes on with the next one, whose first rows it has already, until
+// it meets one that is taken; where threads begin is spread over the plane. So the rows that two
+// bands share are computed twice only where two threads meet, whatever the number of threads.
+void Bands::run(const Stages& stages, const Run& run, const Parallel& parallel) const {
+  const size_t shares = run.images * bands_.size();
+  size_t half = 1;
+  while (2 * half < shares) half *= 2;
+  std::vector<std::atomic<bool>> taken(shares);
+  parallel(2 * half, [&](size_t i) {
+    size_t share = reversed(i, half) * shares / (2 * half);
+    if (taken[share].exchange(true)) return;
+    Worker worker(*this, stages, run);
+    do {
+      worker.work(share / bands_.size(), share % bands_.size());
+      ++share;
+    } while (share < shares && !taken[share].exchange(true));
+  });
+}
+
+}  // namespace semisparse

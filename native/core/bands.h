@@ -1,0 +1,65 @@
+// Pointwise, depthwise and pointwise convolutions in a row, computed band by band.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/conv.h"
+#include "core/gather.h"
+#include "core/parallel.h"
+
+namespace semisparse {
+
+// The convolutions of a chain; expand or project may be null, not both.
+struct Stages {
+  const Conv* expand;
+  const Conv* depthwise;
+  const Conv* project;
+};
+
+// A chain on one plane, cut into bands of output rows. Of the depthwise convolution's input only
+// the rows that a band reads are kept, padded, in a window that stays in the second-level cache;
+// the next band moves those that it reads too to the window's start and adds its own.
+class Bands {
+ public:
+  Bands(const Stages& stages, Conv::Plane in);
+
+  // Whether bands fit the cache, and the planes between the stages do not.
+  bool pay() const;
+
+  struct Run {
+    const float* x;
+    size_t images;
+    const float* residual;
+    float* y;
+  };
+  void run(const Stages& stages, const Run& run, const Parallel& parallel) const;
+
+ private:
+  // Rows are those of the padded plane, and places in the window are counted from the band's first.
+  struct Band {
+    size_t first, kept, last;  // rows [first, kept) are the band's before as well
+    Gather halo, fresh;        // of the expansion: those rows, and [kept, last)
+    Gather depthwise;
+    Gather project;
+  };
+  struct Reads;
+  class Worker;
+
+  size_t row_floats() const { return pitch_ * channels_; }
+  Gather expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
+                   size_t end) const;
+  Band band_of(const Stages& stages, size_t begin, size_t end, Reads& reads) const;
+
+  Conv::Plane in_, out_;
+  size_t pad_top_, pad_left_;
+  size_t pitch_;                         // positions of a padded row
+  size_t channels_;                      // of the depthwise convolution
+  size_t window_rows_ = 0;               // of any band
+  size_t most_filtered_ = 0;             // depthwise positions of any band
+  std::vector<std::ptrdiff_t> offsets_;  // of the depthwise taps
+  std::vector<Band> bands_;
+};
+
+}  // namespace semisparse

@@ -1,0 +1,136 @@
+#include "core/chain.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/c_enum.h"
+#include "core/error.h"
+#include "core/scratch.h"
+
+namespace semisparse {
+namespace {
+
+bool has_expansion(semisparse_chain_form form) { return form != SEMISPARSE_DEPTHWISE_PROJECT; }
+bool has_projection(semisparse_chain_form form) { return form != SEMISPARSE_EXPAND_DEPTHWISE; }
+
+const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const char* name) {
+  if (stage.desc == nullptr || stage.weights == nullptr) {
+    invalid(std::string(name) + " of the chain lacks its desc or its weights; both must be given");
+  }
+  return stage;
+}
+
+const semisparse_chain_stage& pointwise(const semisparse_chain_stage& stage, const char* name) {
+  const semisparse_conv_desc& d = *checked(stage, name).desc;
+  const bool fits = d.kernel[0] == 1 && d.kernel[1] == 1 && d.strides[0] == 1 &&
+                    d.strides[1] == 1 && d.group == 1 &&
+                    std::all_of(d.pads, d.pads + 4, [](int64_t pad) { return pad == 0; });
+  if (!fits) {
+    invalid(std::string(name) +
+            " of the chain is no pointwise convolution; its kernel, strides and group must be 1 "
+            "and its pads 0");
+  }
+  return stage;
+}
+
+const semisparse_chain_stage& depthwise(const semisparse_chain_stage& stage) {
+  const semisparse_conv_desc& d = *checked(stage, "the depthwise stage").desc;
+  if (d.group != d.in_channels || d.group != d.out_channels) {
+    invalid("the depthwise stage of the chain has group " + std::to_string(d.group) + " for " +
+            std::to_string(d.in_channels) + " input and " + std::to_string(d.out_channels) +
+            " output channels; all three must be equal");
+  }
+  return stage;
+}
+
+void check_follows(const Conv& before, const Conv& after) {
+  if (before.desc().out_channels == after.desc().in_channels) return;
+  invalid("a stage of the chain has " + std::to_string(before.desc().out_channels) +
+          " output channels and the next one " + std::to_string(after.desc().in_channels) +
+          " input channels; they must be equal");
+}
+
+}  // namespace
+
+Chain::Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, const IsaInfo& isa)
+    : depthwise_(depthwise(stages[has_expansion(form) ? 1 : 0]), isa) {
+  if (has_expansion(form)) {
+    expand_.emplace(pointwise(stages[0], "the expansion"), isa);
+    check_follows(*expand_, depthwise_);
+    kernel_name_ = std::string(expand_->kernel_name()) + " + ";
+  }
+  kernel_name_ += depthwise_.kernel_name();
+  if (has_projection(form)) {
+    project_.emplace(pointwise(stages[has_expansion(form) ? 2 : 1], "the projection"), isa);
+    check_follows(depthwise_, *project_);
+    kernel_name_ += std::string(" + ") + project_->kernel_name();
+  }
+  // Masks that do not follow one another fail here and not at the first run.
+  if (expand_ && expand_->positions() != nullptr) {
+    output_plane(expand_->positions()->height, expand_->positions()->width);
+  }
+  if (project_ && depthwise_.positions() != nullptr) {
+    project_->output_plane(depthwise_.positions()->height, depthwise_.positions()->width);
+  }
+}
+
+Conv::Plane Chain::output_plane(int64_t height, int64_t width) const {
+  if (expand_) expand_->output_plane(height, width);
+  const Conv::Plane plane = depthwise_.output_plane(height, width);
+  if (project_) project_->output_plane(plane.height, plane.width);
+  return plane;
+}
+
+void Chain::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
+                float* y, const Parallel& parallel) const {
+  const Conv::Plane in{height, width};
+  const Conv::Plane out = output_plane(height, width);
+  const int64_t plane = std::max(height * width, out.height * out.width);
+  if (batch < 0 || (batch > 0 && plane > std::numeric_limits<int32_t>::max() / batch)) {
+    invalid("a batch of " + std::to_string(batch) + " with " + std::to_string(plane) +
+            " positions each does not fit in 31 bits");
+  }
+  if (residual != nullptr && !project_) {
+    invalid("a chain that ends with its depthwise stage adds no residual; it must be NULL");
+  }
+  if (batch == 0) return;
+  const std::shared_ptr<const Bands> in_bands = bands(in);
+  if (in_bands->pay()) {
+    const Stages stages{expand_ ? &*expand_ : nullptr, &depthwise_,
+                        project_ ? &*project_ : nullptr};
+    in_bands->run(stages, {x, static_cast<size_t>(batch), residual, y}, parallel);
+  } else {
+    run_stages(x, batch, in, residual, y, parallel);
+  }
+}
+
+std::shared_ptr<const Bands> Chain::bands(Conv::Plane in) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (bands_ == nullptr || bands_plane_.height != in.height || bands_plane_.width != in.width) {
+    const Stages stages{expand_ ? &*expand_ : nullptr, &depthwise_,
+                        project_ ? &*project_ : nullptr};
+    bands_ = std::make_shared<Bands>(stages, in);
+    bands_plane_ = in;
+  }
+  return bands_;
+}
+
+// One stage after the other, on planes that fit the cache.
+void Chain::run_stages(const float* x, int64_t batch, Conv::Plane in, const float* residual,
+                       float* y, const Parallel& parallel) const {
+  const Conv::Plane out = depthwise_.output_plane(in.height, in.width);
+  const auto floats = [&](Conv::Plane plane) {
+    return static_cast<size_t>(batch * plane.height * plane.width * depthwise_.desc().in_channels);
+  };
+  const size_t expanded = expand_ ? floats(in) : 0;
+  float* scratch = thread_buffer<Chain>(expanded + (project_ ? floats(out) : 0));
+  if (expand_) {
+    expand_->run(x, batch, in.height, in.width, nullptr, scratch, parallel);
+    x = scratch;
+  }
+  float* filtered = project_ ? scratch + expanded : y;
+  depthwise_.run(x, batch, in.height, in.width, nullptr, filtered, parallel);
+  if (project_) project_->run(filtered, batch, out.height, out.width, residual, y, parallel);
+}
+
+}  // namespace semisparse

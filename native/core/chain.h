@@ -1,0 +1,49 @@
+// Convolutions that follow one another and are run as one: those of an inverted residual.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "core/bands.h"
+#include "core/conv.h"
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "semisparse.h"
+
+namespace semisparse {
+
+class Chain {
+ public:
+  // Arguments as in semisparse_chain_create. Throws Error.
+  Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, const IsaInfo& isa);
+
+  const char* kernel_name() const { return kernel_name_.c_str(); }
+  int64_t in_channels() const { return first().desc().in_channels; }
+  int64_t out_channels() const { return last().desc().out_channels; }
+
+  // Throws Error where a stage's output would be empty or is not its source map's.
+  Conv::Plane output_plane(int64_t height, int64_t width) const;
+
+  void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
+           float* y, const Parallel& parallel) const;
+
+ private:
+  const Conv& first() const { return expand_ ? *expand_ : depthwise_; }
+  const Conv& last() const { return project_ ? *project_ : depthwise_; }
+  std::shared_ptr<const Bands> bands(Conv::Plane in) const;
+  void run_stages(const float* x, int64_t batch, Conv::Plane in, const float* residual, float* y,
+                  const Parallel& parallel) const;
+
+  std::optional<Conv> expand_;
+  Conv depthwise_;
+  std::optional<Conv> project_;
+  std::string kernel_name_;
+  // Of the plane that was run last; a network has but one.
+  mutable std::mutex mutex_;
+  mutable Conv::Plane bands_plane_{0, 0};
+  mutable std::shared_ptr<const Bands> bands_;
+};
+
+}  // namespace semisparse

@@ -1,0 +1,140 @@
+// A convolution's positions by list.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "core/conv.h"
+#include "core/division.h"
+
+namespace semisparse {
+namespace {
+
+// Copied together, while they are still in the first-level cache.
+constexpr size_t kCopiedFloats = 4096;
+// Positions of a depthwise strip: two rows and more of the wide planes, so that most inputs are
+// still in the first-level cache when the next row wants them.
+constexpr size_t kStrip = 256;
+
+}  // namespace
+
+void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) const {
+  const size_t count = gather.from.size();
+  const size_t step = std::max<size_t>(1, kCopiedFloats / (out_channels() * mr_)) * mr_;
+  for (size_t from = 0; from < count; from += step) {
+    const size_t to = std::min(count, from + step);
+    gather_tiles(gather, planes, from, to);
+    gather_copies(gather, planes, from, to);
+  }
+  gather_blanks(gather, planes);
+}
+
+void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
+                        size_t end) const {
+  const bool spreads = planes.residual != nullptr && !gather.copies.empty();
+  const Buffer parked = make_buffer(spreads ? mr_ * kWidestPanel : 0);
+  SmallArray<const float*, 16> rows(mr_);
+  const std::ptrdiff_t offset = 0;
+  igemm::Tile tile{};
+  tile.taps = 1;
+  tile.channels = static_cast<size_t>(desc_.in_channels);
+  tile.rows = rows.data();
+  tile.offsets = &offset;
+  tile.ldy = planes.ldy;
+  tile.lo = lo_;
+  tile.hi = hi_;
+  if (spreads) tile.park = parked.get();
+  const size_t tiles = ceil_div(end - begin, mr_);
+  for (size_t i = 0; i < tiles; ++i) {
+    const size_t first = begin + (end - begin) * i / tiles;
+    tile.m = begin + (end - begin) * (i + 1) / tiles - first;
+    tile.dests = gather.dest.data() + first;
+    for (size_t row = 0; row < tile.m; ++row) {
+      rows[row] = planes.x + gather.from[first + row] * planes.ldx;
+    }
+    for (const Panel& panel : panels_) {
+      tile.weights = weights_.get() + panel.weights;
+      tile.init = bias_.get() + panel.first;
+      tile.y = planes.y + panel.first;
+      tile.residual = planes.residual == nullptr ? nullptr : planes.residual + panel.first;
+      tile.n = panel.count;
+      panel.kernel->run(tile);
+      if (spreads) gather_spread(gather, planes, first, tile, panel);
+    }
+    if (activate_ == nullptr || spreads) continue;
+    for (size_t row = 0; row < tile.m; ++row) {
+      activate(planes.y + tile.dests[row] * planes.ldy, out_channels());
+    }
+  }
+}
+
+// A tile's parked linear parts to the places of its entries and of their copies, each with the
+// residual of its own place.
+void Conv::gather_spread(const Gather& gather, const GatherPlanes& planes, size_t first,
+                         const igemm::Tile& tile, const Panel& panel) const {
+  const auto finish = [&](const float* linear, size_t dest) {
+    const size_t at = dest * planes.ldy + panel.first;
+    epilogue_->clamp(linear, planes.residual + at, planes.y + at, panel.count, lo_, hi_);
+    activate(planes.y + at, panel.count);
+  };
+  for (size_t row = 0; row < tile.m; ++row) {
+    const float* linear = tile.park + row * panel.kernel->nr;
+    finish(linear, tile.dests[row]);
+    for (size_t i = gather.copy_begin[first + row]; i < gather.copy_begin[first + row + 1]; ++i) {
+      finish(linear, gather.copies[i].dest);
+    }
+  }
+}
+
+void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes,
+                            const std::ptrdiff_t* offsets) const {
+  SmallArray<const float*, kStrip> rows(kStrip);
+  dwconv::Strip strip{};
+  strip.taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
+  strip.channels = out_channels();
+  strip.rows = rows.data();
+  strip.offsets = offsets;
+  strip.columns = static_cast<size_t>(desc_.kernel[1]);
+  strip.weights = weights_.get();
+  strip.ldw = dw_stride_;
+  strip.bias = bias_.get();
+  strip.y = planes.y;
+  strip.ldy = planes.ldy;
+  strip.lo = lo_;
+  strip.hi = hi_;
+  const size_t count = gather.from.size();
+  for (size_t from = 0; from < count; from += strip.m) {
+    strip.m = std::min(kStrip, count - from);
+    strip.dests = gather.dest.data() + from;
+    for (size_t i = 0; i < strip.m; ++i) rows[i] = planes.x + gather.from[from + i] * planes.ldx;
+    dwconv_->run(strip);
+    for (size_t i = 0; activate_ != nullptr && i < strip.m; ++i) {
+      activate(planes.y + strip.dests[i] * planes.ldy, out_channels());
+    }
+    gather_copies(gather, planes, from, from + strip.m);
+  }
+  gather_blanks(gather, planes);
+}
+
+// The places that copy one of the entries [begin, end); with a residual those are already there.
+void Conv::gather_copies(const Gather& gather, const GatherPlanes& planes, size_t begin,
+                         size_t end) const {
+  if (planes.residual != nullptr) return;
+  const size_t first = gather.copy_begin[begin];
+  epilogue_->copy(gather.copies.data() + first, gather.copy_begin[end] - first, planes.y,
+                  planes.ldy, out_channels());
+}
+
+void Conv::gather_blanks(const Gather& gather, const GatherPlanes& planes) const {
+  for (const uint32_t dest : gather.blank) {
+    float* y = planes.y + dest * planes.ldy;
+    if (planes.residual == nullptr) {
+      std::memcpy(y, blank_row_.get(), out_channels() * sizeof(float));
+    } else {
+      epilogue_->clamp(bias_.get(), planes.residual + dest * planes.ldy, y, out_channels(), lo_,
+                       hi_);
+      activate(y, out_channels());
+    }
+  }
+}
+
+}  // namespace semisparse

@@ -1,0 +1,43 @@
+// Positions of a convolution by list, for those who keep only parts of its planes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/epilogue/epilogue.h"
+
+namespace semisparse {
+
+// What each position reads, and where it goes.
+struct Gather {
+  std::vector<uint32_t> from, dest;    // computed: one entry each
+  std::vector<epilogue::Pair> copies;  // from an entry's dest, in the order of the entries
+  std::vector<uint32_t> copy_begin;    // [entries + 1]: where in copies those of an entry start
+  std::vector<uint32_t> blank;         // places whose linear part is zero
+};
+
+// Where a list's places are: pixels of ldx floats are read, pixels of ldy floats are written.
+struct GatherPlanes {
+  const float* x;
+  size_t ldx;
+  const float* residual;  // as y, or null
+  float* y;
+  size_t ldy;
+};
+
+// Makes a Gather. What is added first with a given source is computed, what follows copies it.
+class Gatherer {
+ public:
+  // source: a name of what is computed, or -1 for a blank place.
+  void add(int64_t source, uint32_t from, uint32_t dest);
+  Gather finish();
+
+ private:
+  Gather gather_;
+  std::unordered_map<int64_t, uint32_t> entries_;  // by source
+  std::vector<epilogue::Pair> copies_;             // entry and dest
+};
+
+}  // namespace semisparse
