@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from semisparse.config import SparsityConfig
 from semisparse.errors import ModelError
+from semisparse.sparsifier import Sparsifier
 from semisparse.training import models  # isort: split
 
 import torchvision
@@ -94,6 +96,17 @@ def test_weights_may_be_in_a_checkpoint(tmp_path, wrap):
     torch.save(wrap(state), tmp_path / "last.ckpt")
     loaded = models.create("semisparse/resnet8", 10, weights=tmp_path / "last.ckpt").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_weights_of_a_sparse_training_come_without_its_masks(tmp_path):
+    model = models.create("semisparse/resnet8", 10)
+    Sparsifier(model, torch.zeros(1, 3, 32, 32), SparsityConfig(0.2), total_steps=1).freeze()
+    state = model.state_dict()
+    assert "layer1.0.conv1.mask" in state
+    torch.save(state, tmp_path / "weights.pt")
+    loaded = models.create("semisparse/resnet8", 10, weights=tmp_path / "weights.pt").state_dict()
+    assert loaded.keys() < state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
 
 def test_only_the_head_and_the_input_layer_may_differ_from_the_weights(tmp_path, caplog):

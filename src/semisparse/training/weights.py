@@ -55,11 +55,11 @@ def load(
     """Load a state into a model; `name` and `weights` are how messages call the two.
 
     Unless the fit has to be `exact`, tensors of the input convolution and of the head that have
-    other sizes stay random, which is said in one line. Raises `ModelError` for the state of
-    another model.
+    other sizes stay random, which is said in one line. Masks of a sparse training are left out.
+    Raises `ModelError` for the state of another model.
     """
     own = model.state_dict()
-    state = _renamed(state, own)
+    state = _without_masks(_renamed(state, own), own)
     if getattr(model, "aux_logits", True) is False:
         state = {key: value for key, value in state.items() if not key.lower().startswith("aux")}
     if not state.keys() & own.keys():
@@ -108,6 +108,14 @@ def _renamed(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
         if within.keys() & own.keys():
             return within
     return tensors
+
+
+def _without_masks(state: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in state.items()
+        if key in own or value.dtype != torch.bool or not key.endswith(".mask")
+    }
 
 
 def _ends(model: nn.Module) -> set[str]:
