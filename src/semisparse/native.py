@@ -290,7 +290,7 @@ class _Layer:
         self._out_channels = last.out_channels
 
     def _call(self, name: str) -> Any:
-        return self._library[f"semisparse_{self._functions}_{name}"]
+        return getattr(self._library, f"semisparse_{self._functions}_{name}")
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
