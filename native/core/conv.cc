@@ -155,21 +155,17 @@ void Conv::divide_channels(Isa isa) {
   for (size_t g = 0; g < group; ++g) {
     size_t first = 0;
     for (size_t i = 0; i < count; ++i) {
-      const size_t nr = (units / count + (i < units % count ? 1 : 0)) * unit;
+      const size_t most = (units / count + (i < units % count ? 1 : 0)) * unit;
       Panel panel;
-      panel.kernel = igemm_kernel(isa, nr);
-      if (panel.kernel == nullptr) {
-        throw Error(SEMISPARSE_INTERNAL,
-                    "no kernel computes " + std::to_string(nr) + " channels at once");
-      }
+      panel.count = std::min(most, outputs - first);
+      panel.kernel = &igemm_kernel(isa, panel.count);
       panel.first = g * outputs + first;
-      panel.count = std::min(nr, outputs - first);
       panel.inputs = g * inputs;
       panel.weights = packed_floats_;
       panels_.push_back(panel);
       mr_ = std::min(mr_, panel.kernel->mr);
       first += panel.count;
-      packed_floats_ += taps * inputs * nr;
+      packed_floats_ += taps * inputs * panel.kernel->nr;
     }
   }
 }

@@ -1,6 +1,7 @@
 #include "core/select.h"
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "core/error.h"
@@ -77,11 +78,18 @@ void append(std::vector<KernelInfo>& all, const Entry<Kernel> (&entries)[N]) {
 
 }  // namespace
 
-const igemm::Kernel* igemm_kernel(Isa isa, size_t nr) {
+const igemm::Kernel& igemm_kernel(Isa isa, size_t channels) {
+  const igemm::Kernel* narrowest = nullptr;
   for (const auto& entry : kIgemm) {
-    if (entry.isa == isa && entry.kernel.nr == nr) return &entry.kernel;
+    const igemm::Kernel& kernel = entry.kernel;
+    if (entry.isa != isa || kernel.nr < channels) continue;
+    if (narrowest == nullptr || kernel.nr < narrowest->nr) narrowest = &kernel;
   }
-  return nullptr;
+  if (narrowest == nullptr) {
+    throw Error(SEMISPARSE_INTERNAL,
+                "no kernel computes " + std::to_string(channels) + " channels at once");
+  }
+  return *narrowest;
 }
 
 size_t igemm_narrowest(Isa isa) {

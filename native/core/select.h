@@ -13,8 +13,8 @@
 
 namespace semisparse {
 
-// The indirect-GEMM kernel of exactly this width, or null.
-const igemm::Kernel* igemm_kernel(Isa isa, size_t nr);
+// The narrowest indirect-GEMM kernel for so many channels, at most igemm_widest.
+const igemm::Kernel& igemm_kernel(Isa isa, size_t channels);
 // Narrowest and widest panel; every multiple of the narrowest in between exists.
 size_t igemm_narrowest(Isa isa);
 size_t igemm_widest(Isa isa);

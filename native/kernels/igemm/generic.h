@@ -9,30 +9,64 @@ namespace {
 
 constexpr size_t kLineFloats = 16;
 
-template <size_t M, size_t NV, bool kWhole>
-void finish(const Tile& tile, const Vec::T (&acc)[M][NV]) {
-  constexpr size_t kLanes = Vec::kLanes;
-  const Vec::T lo = Vec::set1(tile.lo);
-  const Vec::T hi = Vec::set1(tile.hi);
-  const size_t last = tile.n - (NV - 1) * kLanes;  // lanes of the last vector, where not whole
+// A panel is NV vectors and a tail, which is a narrower vector or this, nothing.
+struct NoTail {
+  struct T {};
+  static constexpr size_t kLanes = 0;
+  static T load(const float*) { return {}; }
+  static void store(float*, T) {}
+  static T set1(float) { return {}; }
+  static T fma(T, T, T) { return {}; }
+};
+
+// Where one row's results go; read once, since a vector store may alias anything.
+struct Output {
+  explicit Output(const Tile& tile)
+      : y(tile.y),
+        residual(tile.residual),
+        dests(tile.dests),
+        ldy(tile.ldy),
+        lo(tile.lo),
+        hi(tile.hi) {}
+
+  float* y;
+  const float* residual;
+  const uint32_t* dests;
+  size_t ldy;
+  float lo, hi;
+};
+
+template <typename V>
+inline void finish_vector(const Output& out, typename V::T value, size_t at, bool whole,
+                          size_t last) {
+  if (out.residual != nullptr) {
+    const float* from = out.residual + at;
+    value = V::add(value, whole ? V::load(from) : V::load_first(from, last));
+  }
+  value = V::clamp(value, V::set1(out.lo), V::set1(out.hi));
+  if (whole) {
+    V::store(out.y + at, value);
+  } else {
+    V::store_first(out.y + at, value, last);
+  }
+}
+
+template <size_t M, size_t NV, typename Tail, bool kWhole>
+void finish(const Tile& tile, const Vec::T (&acc)[M][NV], const typename Tail::T (&tail)[M]) {
+  const Output out(tile);
+  constexpr bool kHasTail = Tail::kLanes != 0;
+  // Lanes of the tail, or of the last vector, where it is not whole.
+  const size_t last = tile.n - (kHasTail ? NV : NV - 1) * Vec::kLanes;
 #pragma GCC unroll 8
   for (size_t i = 0; i < M; ++i) {
-    const size_t offset = tile.dests[i] * tile.ldy;
+    const size_t at = out.dests[i] * out.ldy;
 #pragma GCC unroll 8
     for (size_t v = 0; v < NV; ++v) {
-      const bool whole = kWhole || v + 1 < NV;
-      Vec::T value = acc[i][v];
-      if (tile.residual != nullptr) {
-        const float* from = tile.residual + offset + v * kLanes;
-        value = Vec::add(value, whole ? Vec::load(from) : Vec::load_first(from, last));
-      }
-      value = Vec::clamp(value, lo, hi);
-      float* to = tile.y + offset + v * kLanes;
-      if (whole) {
-        Vec::store(to, value);
-      } else {
-        Vec::store_first(to, value, last);
-      }
+      const bool whole = kWhole || kHasTail || v + 1 < NV;
+      finish_vector<Vec>(out, acc[i][v], at + v * Vec::kLanes, whole, last);
+    }
+    if constexpr (kHasTail) {
+      finish_vector<Tail>(out, tail[i], at + NV * Vec::kLanes, kWhole, last);
     }
   }
 }
@@ -49,26 +83,30 @@ inline void lane_step(typename V::T (&acc)[M][NV], const typename V::T (&a)[M], 
   }
 }
 
-// acc[i][v] += row[i][c] * w[v] for one c.
-template <size_t M, size_t NV>
-inline void step(Vec::T (&acc)[M][NV], const float* const (&row)[M], size_t c, const float* w) {
+// acc[i][v] += row[i][c] * w[v] for one c, and so the tail.
+template <typename Tail, size_t M, size_t NV>
+inline void step(Vec::T (&acc)[M][NV], typename Tail::T (&tail)[M], const float* const (&row)[M],
+                 size_t c, const float* w) {
   Vec::T b[NV];
 #pragma GCC unroll 8
   for (size_t v = 0; v < NV; ++v) b[v] = Vec::load(w + v * Vec::kLanes);
+  const typename Tail::T b_tail = Tail::load(w + NV * Vec::kLanes);
 #pragma GCC unroll 8
   for (size_t i = 0; i < M; ++i) {
     const Vec::T a = Vec::set1(row[i][c]);
 #pragma GCC unroll 8
     for (size_t v = 0; v < NV; ++v) acc[i][v] = Vec::fma(b[v], a, acc[i][v]);
+    tail[i] = Tail::fma(b_tail, Tail::set1(row[i][c]), tail[i]);
   }
 }
 
 // The same for c to c + 3. Taking four at a time gave 90 to 97% of the FMA peak instead of 85%.
-template <size_t M, size_t NV>
-inline void four_steps(Vec::T (&acc)[M][NV], const float* const (&row)[M], size_t c,
-                       const float* w) {
-  constexpr size_t kPanel = NV * Vec::kLanes;
+template <typename Tail, size_t M, size_t NV>
+inline void four_steps(Vec::T (&acc)[M][NV], typename Tail::T (&tail)[M],
+                       const float* const (&row)[M], size_t c, const float* w) {
+  constexpr size_t kPanel = NV * Vec::kLanes + Tail::kLanes;
   if constexpr (Vec::kFmaByLane) {
+    static_assert(Tail::kLanes == 0, "panels of these vectors have no tail");
     Vec::T a[M];
 #pragma GCC unroll 8
     for (size_t i = 0; i < M; ++i) a[i] = Vec::load(row[i] + c);
@@ -77,18 +115,19 @@ inline void four_steps(Vec::T (&acc)[M][NV], const float* const (&row)[M], size_
     lane_step<Vec, 2>(acc, a, w + 2 * kPanel);
     lane_step<Vec, 3>(acc, a, w + 3 * kPanel);
   } else {
-    step(acc, row, c, w);
-    step(acc, row, c + 1, w + kPanel);
-    step(acc, row, c + 2, w + 2 * kPanel);
-    step(acc, row, c + 3, w + 3 * kPanel);
+    step<Tail>(acc, tail, row, c, w);
+    step<Tail>(acc, tail, row, c + 1, w + kPanel);
+    step<Tail>(acc, tail, row, c + 2, w + 2 * kPanel);
+    step<Tail>(acc, tail, row, c + 3, w + 3 * kPanel);
   }
 }
 
-template <size_t M, size_t NV>
+template <size_t M, size_t NV, typename Tail>
 void tile_of(const Tile& tile) {
   constexpr size_t kLanes = Vec::kLanes;
-  constexpr size_t kPanel = NV * kLanes;
+  constexpr size_t kPanel = NV * kLanes + Tail::kLanes;
   Vec::T acc[M][NV];
+  typename Tail::T tail[M];
   if (tile.init_stride == 0) {
 #pragma GCC unroll 8
     for (size_t v = 0; v < NV; ++v) {
@@ -96,13 +135,16 @@ void tile_of(const Tile& tile) {
 #pragma GCC unroll 8
       for (size_t i = 0; i < M; ++i) acc[i][v] = start;
     }
+    const typename Tail::T start = Tail::load(tile.init + NV * kLanes);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < M; ++i) tail[i] = start;
   } else {
 #pragma GCC unroll 8
     for (size_t i = 0; i < M; ++i) {
+      const float* start = tile.init + i * tile.init_stride;
 #pragma GCC unroll 8
-      for (size_t v = 0; v < NV; ++v) {
-        acc[i][v] = Vec::load(tile.init + i * tile.init_stride + v * kLanes);
-      }
+      for (size_t v = 0; v < NV; ++v) acc[i][v] = Vec::load(start + v * kLanes);
+      tail[i] = Tail::load(start + NV * kLanes);
     }
   }
 
@@ -132,7 +174,7 @@ void tile_of(const Tile& tile) {
     for (size_t i = 0; i < M; ++i) row[i] = rows[i] + offset + tile.row_offset;
     size_t c = 0;
     for (; c + 4 <= tile.channels; c += 4, w += 4 * kPanel) {
-      four_steps(acc, row, c, w);
+      four_steps<Tail>(acc, tail, row, c, w);
       for (size_t line = 0; line < tile.prefetch_lines; ++line, prefetch += kLineFloats) {
         if (tile.prefetch_far) {
           __builtin_prefetch(prefetch, 0, 2);
@@ -141,39 +183,40 @@ void tile_of(const Tile& tile) {
         }
       }
     }
-    for (; c < tile.channels; ++c, w += kPanel) step(acc, row, c, w);
+    for (; c < tile.channels; ++c, w += kPanel) step<Tail>(acc, tail, row, c, w);
   }
 
   if (tile.park != nullptr) {
 #pragma GCC unroll 8
     for (size_t i = 0; i < M; ++i) {
+      float* park = tile.park + i * kPanel;
 #pragma GCC unroll 8
-      for (size_t v = 0; v < NV; ++v) {
-        Vec::store(tile.park + (i * NV + v) * kLanes, acc[i][v]);
-      }
+      for (size_t v = 0; v < NV; ++v) Vec::store(park + v * kLanes, acc[i][v]);
+      Tail::store(park + NV * kLanes, tail[i]);
     }
-  } else if (tile.n == NV * kLanes) {
-    finish<M, NV, true>(tile, acc);
+  } else if (tile.n == kPanel) {
+    finish<M, NV, Tail, true>(tile, acc, tail);
   } else {
-    finish<M, NV, false>(tile, acc);
+    finish<M, NV, Tail, false>(tile, acc, tail);
   }
 }
 
-template <size_t MR, size_t NV>
+template <size_t MR, size_t NV, typename Tail>
 void run(const Tile& tile) {
   if constexpr (MR > 1) {
-    if (tile.m < MR) return run<MR - 1, NV>(tile);
+    if (tile.m < MR) return run<MR - 1, NV, Tail>(tile);
   }
-  tile_of<MR, NV>(tile);
+  tile_of<MR, NV, Tail>(tile);
 }
 
 }  // namespace
 }  // namespace semisparse::igemm
 
-#define SEMISPARSE_IGEMM_DEFINE(isa, mr, nr)                          \
-  namespace semisparse::igemm {                                       \
-  void igemm_##isa##_##mr##x##nr(const Tile& tile) {                  \
-    static_assert(nr % Vec::kLanes == 0, "panels are whole vectors"); \
-    run<mr, nr / Vec::kLanes>(tile);                                  \
-  }                                                                   \
+#define SEMISPARSE_IGEMM_DEFINE_TAIL(isa, mr, nr, Tail)                          \
+  namespace semisparse::igemm {                                                  \
+  void igemm_##isa##_##mr##x##nr(const Tile& tile) {                             \
+    static_assert(nr % Vec::kLanes == Tail::kLanes, "panels are whole vectors"); \
+    run<mr, nr / Vec::kLanes, Tail>(tile);                                       \
+  }                                                                              \
   }
+#define SEMISPARSE_IGEMM_DEFINE(isa, mr, nr) SEMISPARSE_IGEMM_DEFINE_TAIL(isa, mr, nr, NoTail)

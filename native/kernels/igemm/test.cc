@@ -32,13 +32,14 @@ const Listed kKernels[] = {
 #undef SEMISPARSE_IGEMM
 };
 
-// Floats in a vector: the narrowest panel is one vector wide.
-size_t lanes(const Listed& kernel) {
+// Floats in the last vector of a panel: the narrowest panel is one vector wide, and what is no
+// multiple of it has a tail.
+size_t last_lanes(const Listed& kernel) {
   size_t narrowest = kernel.nr;
   for (const Listed& other : kKernels) {
     if (std::strcmp(other.isa, kernel.isa) == 0) narrowest = std::min(narrowest, other.nr);
   }
-  return narrowest;
+  return kernel.nr % narrowest == 0 ? narrowest : kernel.nr % narrowest;
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -51,7 +52,7 @@ void check_tile(const Listed& kernel, size_t m, uint64_t seed) {
   tile.taps = random.size(1, 9);
   tile.channels = random.size(1, random.chance(0.2) ? 70 : 13);
   tile.row_offset = random.chance(0.5) ? 0 : random.size(1, 9);
-  tile.n = random.chance(0.5) ? nr : random.size(nr - lanes(kernel) + 1, nr);
+  tile.n = random.chance(0.5) ? nr : random.size(nr - last_lanes(kernel) + 1, nr);
   tile.ldy = tile.n + (random.chance(0.5) ? 0 : random.size(1, 9));
   test::context = std::string(kernel.name) + " m=" + std::to_string(m) +
                   " taps=" + std::to_string(tile.taps) +
