@@ -55,21 +55,25 @@ def test_change_is_relative_to_the_norm_of_each_image():
     change = Change.between(outputs, reference)
     assert change.error == pytest.approx((0.1 + 2**0.5 + 0) / 3)
     assert change.agreement == pytest.approx(2 / 3)
+    p, q = (
+        np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (reference.numpy(), outputs.numpy())
+    )
+    assert change.divergence == pytest.approx((p * np.log(p / q)).sum(1).mean())
 
 
 def test_the_kept_draw_is_the_nearest_and_can_be_repeated(dense, images):
     model, _ = saved.load_dense(dense)
     config = SparsityConfig(0.2, seed=4)
     applied = apply(model, images, config, draws=4)
-    assert len(set(applied.errors)) == 4
-    assert applied.after.error == min(applied.errors)
-    assert applied.seed == 4 + applied.errors.index(min(applied.errors))
+    assert len(set(applied.divergences)) == 4
+    assert applied.after.divergence == min(applied.divergences)
+    assert applied.seed == 4 + applied.divergences.index(min(applied.divergences))
     reference, _ = saved.load_dense(dense)
     with torch.no_grad():
         assert Change.between(model(images), reference(images)) == applied.after
 
     again, _ = saved.load_dense(dense)
-    repeated = apply(again, images, SparsityConfig(0.2, seed=applied.seed))
+    repeated = apply(again, images, SparsityConfig(0.2, seed=applied.seed), draws=1)
     assert repeated.after == applied.after
     assert repeated.before == applied.before
     for name, value in model.state_dict().items():
@@ -78,11 +82,23 @@ def test_the_kept_draw_is_the_nearest_and_can_be_repeated(dense, images):
 
 def test_recalibration_brings_outputs_nearer(dense, images):
     model, _ = saved.load_dense(dense)
-    applied = apply(model, images, SparsityConfig(0.3, fill="bias"))
+    applied = apply(model, images, SparsityConfig(0.3, fill="bias"), draws=2)
     assert applied.recalibrated == 9
     assert applied.after.error < 0.7 * applied.before.error
+    assert applied.after.divergence < 0.7 * applied.before.divergence
     assert applied.after.agreement > applied.before.agreement + 0.2
     assert applied.sparsities["layer1.0.conv1"] == pytest.approx(0.3, abs=0.5 / 256)
+
+
+def test_statistics_that_take_the_outputs_further_away_are_not_kept(dense, images):
+    model, _ = saved.load_dense(dense)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    other = 5 + 0.1 * torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    applied = apply(model, torch.cat([other, -other]), SparsityConfig(0.05), draws=2)
+    assert applied.after.divergence > applied.before.divergence
+    assert applied.recalibrated == 0
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(
@@ -112,7 +128,7 @@ def test_the_command_masks_a_run(dense, tmp_path):
     assert figures["images"] == 200
     assert figures["path"] == str(out)
     assert "layer2.0.downsample.0" not in figures["sparsities"]
-    assert figures["after"]["error"] == min(figures["errors"])
+    assert figures["after"]["divergence"] == min(figures["divergences"])
     assert figures["verification"]["library"] < 1e-5
     assert "mask_layer1_0_conv1[16][16]" in header.read_text()
 
@@ -140,9 +156,9 @@ def test_the_command_masks_a_model_by_name_on_unlabelled_files(dense, tmp_path):
     options = ["--model", "semisparse/resnet8", "--weights", weights, "--num-classes", 10]
     options += ["--calibrate", f"imagefolder:{photos}", "--image-size", 32, "--sparsity", 0.1]
     out = tmp_path / "model.onnx"
-    result = command(*options, "--out", out)
+    result = command(*options, "--draws", 3, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "9 batch norms recalibrated on 6 images" in result.stdout
+    assert "divergence of 3 draws" in result.stdout
     assert onnxruntime.InferenceSession(out).get_inputs()[0].shape[1:] == [3, 32, 32]
     wrong = [*options[:5], 12, *options[6:]]
     assert "fc.weight" in refused(*wrong, "--out", tmp_path / "other.onnx")
