@@ -10,26 +10,50 @@ Rows::Rows(const Geometry& geometry, size_t most_rows)
       origins_(most_rows),
       corners_(most_rows),
       dests_(most_rows),
-      pointwise_(geometry.taps.size() == 1 && geometry.stride_y == 1 && geometry.stride_x == 1 &&
-                 geometry.pad_top == 0 && geometry.pad_left == 0 &&
-                 geometry.height == geometry.out_height && geometry.width == geometry.out_width) {}
+      inside_(geometry.pad_top == 0 && geometry.pad_left == 0 &&
+              (geometry.out_height - 1) * geometry.stride_y + geometry.taps.back()[0] <
+                  geometry.height &&
+              (geometry.out_width - 1) * geometry.stride_x + geometry.taps.back()[1] <
+                  geometry.width),
+      in_place_(inside_ && geometry.stride_y == 1 && geometry.stride_x == 1 &&
+                geometry.height == geometry.out_height && geometry.width == geometry.out_width) {}
 
 // The layers with few channels spend as long on finding their rows as on multiplying them, and most
-// of those are pointwise.
-void Rows::fill_pointwise(size_t first, size_t m) {
+// of those are pointwise or read a padded copy.
+void Rows::fill_inside(size_t first, size_t m) {
   const Geometry& g = geometry_;
   const auto plane = static_cast<size_t>(g.out_height * g.out_width);
   const auto channels = static_cast<size_t>(g.in_channels);
+  const auto out_width = static_cast<size_t>(g.out_width);
+  const auto in_row = static_cast<size_t>(g.width);
+  const auto in_plane = static_cast<size_t>(g.height) * in_row;
+  const auto step = static_cast<size_t>(g.stride_x);
+  const size_t row_step = static_cast<size_t>(g.stride_y) * in_row;
+  const Positions::Place* kept = g.positions == nullptr ? nullptr : g.positions->kept.data();
+  const bool in_place = in_place_;
   size_t image = first / g.rows_per_image;
   size_t index = first % g.rows_per_image;
+  size_t y = in_place ? 0 : index / out_width;
+  size_t x = in_place ? 0 : index % out_width;
   for (size_t i = 0; i < m; ++i) {
-    const size_t position =
-        image * plane + (g.positions == nullptr ? index : g.positions->kept[index].position);
+    size_t position = index;
+    if (kept != nullptr) {
+      position = kept[index].position;
+      y = kept[index].y;
+      x = kept[index].x;
+    }
+    position += image * plane;
     dests_[i] = static_cast<uint32_t>(position);
-    pointers_[i] = g.x + position * channels;
+    const size_t pixel = in_place ? position : image * in_plane + y * row_step + x * step;
+    pointers_[i] = g.x + pixel * channels;
+    if (++x == out_width) {
+      x = 0;
+      ++y;
+    }
     if (++index == g.rows_per_image) {
       index = 0;
       ++image;
+      x = y = 0;
     }
   }
   offsets_ = g.offsets.data();
@@ -42,8 +66,8 @@ size_t Rows::fill_alike(size_t first, size_t most, Order order) {
 }
 
 size_t Rows::fill_places(size_t first, size_t most, Order order, bool alike) {
-  if (pointwise_) {
-    fill_pointwise(first, most);
+  if (inside_) {
+    fill_inside(first, most);
     return most;
   }
   const Geometry& g = geometry_;

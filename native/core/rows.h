@@ -65,7 +65,7 @@ class Rows {
 
  private:
   size_t fill_places(size_t first, size_t most, Order order, bool alike);
-  void fill_pointwise(size_t first, size_t m);
+  void fill_inside(size_t first, size_t m);
   void spread(size_t m, Order order);
 
   const Geometry& geometry_;
@@ -74,7 +74,8 @@ class Rows {
   SmallArray<std::array<int64_t, 2>, 32> corners_;  // row and column of the first tap
   SmallArray<uint32_t, 32> dests_;
   const std::ptrdiff_t* offsets_ = nullptr;
-  const bool pointwise_;  // every position reads just the input at its own place
+  const bool inside_;    // no tap of any position lies outside the plane
+  const bool in_place_;  // and every position's first tap is the input at its own place
 };
 
 }  // namespace semisparse
