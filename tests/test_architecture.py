@@ -16,10 +16,10 @@ PACKAGE = ROOT / "src" / "semisparse"
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
     (
-        "errors, files config blocks, masks schedules rules selection, layers, sparsifier, ops, "
-        "export, training"
+        "errors, files config blocks, masks blue_noise schedules selection trace, rules, layers, "
+        "sparsifier, ops, export, training, tune"
     ),
-    "errors, files, runtime, native feeds, check doctor, bench, report",
+    "errors, files, runtime, native feeds, check doctor, bench, report, tune",
 ]
 # Single files with one more door, and why.
 DOORS = {

@@ -11,16 +11,19 @@ from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
 rules = st.dictionaries(st.text(min_size=1, max_size=8), st.floats(0, 0.99), max_size=4)
+blocks = st.integers(1, 64) | st.just("auto")
 configs = st.floats(0.01, 0.99).flatmap(
     lambda sparsity: st.builds(
         SparsityConfig,
         sparsity=st.just(sparsity),
         skip=st.lists(st.text(min_size=1), max_size=3),
+        only=st.lists(st.text(min_size=1), max_size=3),
         per_layer=rules,
         fill=st.sampled_from(["bias", "nearest"]),
         per_layer_fill=st.dictionaries(st.text(min_size=1), st.just("bias"), max_size=3),
-        block=st.integers(1, 64),
-        per_layer_block=st.dictionaries(st.text(min_size=1), st.integers(1, 64), max_size=3),
+        block=blocks,
+        per_layer_block=st.dictionaries(st.text(min_size=1), blocks, max_size=3),
+        masks=st.sampled_from(["blue-noise", "random"]),
         initial=st.floats(0, sparsity),
         begin=st.floats(0, 0.5),
         end=st.floats(0.5, 1),
@@ -43,15 +46,33 @@ def test_json_round_trip_is_exact(config: SparsityConfig) -> None:
 
 def test_json_form_is_versioned_and_plain() -> None:
     values = json.loads(SparsityConfig(sparsity=0.2, skip=["1x1"]).to_json())
-    assert values["version"] == 1
+    assert values["version"] == 2
     assert values["skip"] == ["1x1"]
     assert values["fill"] == "nearest"
 
 
-def test_json_without_blocks_means_single_positions() -> None:
-    values = SparsityConfig(sparsity=0.2).to_dict()
-    del values["block"], values["per_layer_block"]
-    assert SparsityConfig.from_json(json.dumps(values)) == SparsityConfig(sparsity=0.2, block=1)
+def test_forms_of_version_1_mean_what_they_meant() -> None:
+    assert SparsityConfig.from_dict({"version": 1, "sparsity": 0.2}) == SparsityConfig(
+        sparsity=0.2, fill="nearest", block=1, masks="random", begin=0.1, end=0.9
+    )
+    assert SparsityConfig.from_dict({"version": 1, "sparsity": 0.2, "end": 0.5}).end == 0.5
+    assert SparsityConfig.from_dict({"version": 2, "sparsity": 0.2}) == SparsityConfig(0.2)
+
+
+def test_the_method_of_the_paper() -> None:
+    config = SparsityConfig.paper(0.3, skip=["1x1"], seed=4)
+    assert config == SparsityConfig(
+        0.3,
+        skip=["1x1"],
+        fill="bias",
+        block=1,
+        masks="random",
+        begin=0.1,
+        end=0.9,
+        selection="best_loss",
+        seed=4,
+    )
+    assert SparsityConfig.paper(0.3, fill="nearest").fill == "nearest"
 
 
 def test_sequences_and_numbers_are_normalised() -> None:
@@ -84,12 +105,15 @@ def test_is_frozen() -> None:
         ({"sparsity": 0.2, "skip": "1x1"}, "list of rules"),
         ({"sparsity": 0.2, "skip": [3]}, "non-empty string"),
         ({"sparsity": 0.2, "skip": [""]}, "non-empty string"),
+        ({"sparsity": 0.2, "only": "block-last"}, "list of rules"),
+        ({"sparsity": 0.2, "masks": "white"}, "blue-noise, random"),
         ({"sparsity": 0.2, "per_layer": {"a": 1.0}}, r"per_layer\['a'\] is 1"),
         ({"sparsity": 0.2, "per_layer": ["a"]}, "must map"),
         ({"sparsity": 0.2, "per_layer": {"": 0.1}}, "non-empty string"),
         ({"sparsity": 0.2, "fill": "zero"}, "bias, nearest"),
         ({"sparsity": 0.2, "per_layer_fill": {"a": "zero"}}, r"per_layer_fill\['a'\]"),
-        ({"sparsity": 0.2, "block": 0}, "block must be a whole number from 1 up, got 0"),
+        ({"sparsity": 0.2, "block": 0}, 'block must be a whole number from 1 up or "auto", got 0'),
+        ({"sparsity": 0.2, "block": "automatic"}, 'from 1 up or "auto", got'),
         ({"sparsity": 0.2, "block": 4.0}, "block must be a whole number"),
         ({"sparsity": 0.2, "block": True}, "block must be a whole number"),
         ({"sparsity": 0.2, "per_layer_block": {"a": 0}}, r"per_layer_block\['a'\]"),
@@ -117,7 +141,7 @@ def test_bad_values_are_refused(values: dict[str, object], message: str) -> None
         ("{", "not valid JSON"),
         ("[1]", "must be a mapping"),
         ('{"sparsity": 0.2}', "version None"),
-        ('{"version": 2, "sparsity": 0.2}', "version 2"),
+        ('{"version": 3, "sparsity": 0.2}', "version 3"),
         ('{"version": 1}', "no entry 'sparsity'"),
         ('{"version": 1, "sparsity": NaN}', "finite number"),
         ('{"version": 1, "sparsity": 0.2, "sead": 1}', "did you mean 'seed'"),

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from semisparse.config import SparsityConfig
-from semisparse.errors import ConfigError
+from semisparse.errors import ConfigError, TrainingError
 from semisparse.training import checkpoints, history, run
 from semisparse.training.progress import RunProgress, bars
 from semisparse.training.settings import TrainSettings
@@ -100,6 +100,7 @@ def same(out: Path, expected: Path) -> None:
             assert torch.equal(found["sparsifier"]["masks"][name], mask), name
         assert (out / "masks.h").read_bytes() == (expected / "masks.h").read_bytes()
     assert (out / "result.json").read_text() == (expected / "result.json").read_text()
+    assert list(out.rglob(".*")) == []
     rows = [history.read(path / "metrics.csv") for path in (out, expected)]
     assert rows[0] == rows[1]
 
@@ -265,3 +266,45 @@ def test_the_time_left_is_told_from_the_steps_of_this_process():
         assert task.completed == 910
         # At a step a second, give or take the bar's own looks at the clock.
         assert 60 <= task.time_remaining <= 270
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_not_its_checkpoints(tmp_path):
+    """A learning rate that no training survives, and the ways that its messages show."""
+    diverging = {**QUICK, "learning_rate": 1e30, "clip_gradient": 0.0}
+    out = tmp_path / "diverged"
+    with pytest.raises(TrainingError, match=r"The loss is \S+ at step \d of 10 \(.*1e\+30\)"):
+        finish(diverging, out)
+    # The first step has infinite weights already, so there is no checkpoint.
+    assert not list((out / "checkpoints").glob("*"))
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path, monkeypatch):
+    module: list[torch.nn.Module] = []
+    create = run.Classifier
+
+    def watched(*arguments, **options):
+        module.append(create(*arguments, **options))
+        return module[0]
+
+    def spoil():
+        module[0].model.fc.weight.data[0] = -torch.inf
+
+    monkeypatch.setattr(run, "Classifier", watched)
+    out = tmp_path / "spoilt"
+    last = out / "checkpoints" / "last.ckpt"
+    with pytest.raises(TrainingError, match=rf"not finite after step 6 .*--weights {last}"):
+        run.train(TrainSettings(**{**QUICK, "checkpoint_steps": 1}), out, progress=Event(6, spoil))
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+    with pytest.raises(ConfigError, match=rf"learning_rate: 0.01, not 0.1.*--weights {last}"):
+        finish({**QUICK, "checkpoint_steps": 1, "learning_rate": 0.01}, out, resume=True)
+    finish({**QUICK, "learning_rate": 0.01, "weights": str(last)}, tmp_path / "anew")
+
+
+def test_a_run_goes_on_with_other_workers_but_not_with_another_recipe(kept, whole):
+    free = {"workers": 1, "data_root": "/elsewhere", "checkpoint_steps": 1, "accelerator": "cpu"}
+    with pytest.raises(ConfigError, match=r"devices: 2, not 1"):
+        finish({**SPARSE, "devices": 2}, kept, resume=True)
+    with pytest.raises(ConfigError, match=r"batch_size: 20, not 240"):
+        finish({**SPARSE, **free, "batch_size": 20}, kept, resume=True)
+    (kept / "checkpoints" / "last.ckpt").unlink()
+    same(finish({**SPARSE, **free}, kept, resume=True), whole)

@@ -5,12 +5,14 @@ import inspect
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from semisparse.cli import app
 from semisparse.cli.train import train
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 from semisparse.training import config_file
-from semisparse.training.settings import TrainSettings, names
+from semisparse.training.settings import TrainSettings, names, read
 from semisparse.training.settings import masks as settings_of_masks
 
 LEAST = {"model": "semisparse/resnet8", "data": "digits"}
@@ -94,8 +96,8 @@ def test_masks_follow_the_seed_of_the_run_unless_they_have_their_own():
 
 def test_differences_are_told_by_the_names_of_the_command_line():
     dense = TrainSettings(**LEAST)
-    sparse = TrainSettings(**LEAST, epochs=3, sparsity=SparsityConfig(0.2, begin=0.3))
-    other = TrainSettings(**LEAST, epochs=3, sparsity=SparsityConfig(0.2, begin=0.4))
+    sparse = TrainSettings(**LEAST, epochs=3, sparsity=SparsityConfig(0.2, begin=0.3, end=0.9))
+    other = TrainSettings(**LEAST, epochs=3, sparsity=SparsityConfig(0.2, begin=0.4, end=0.9))
     assert sparse.differences(other) == ["sparsity_begin: 0.3, not 0.4"]
     assert dense.differences(sparse) == ["sparsity: 0.0, not 0.2", "epochs: 20, not 3"]
     assert "sparsity: 0.2, not 0.0" in sparse.differences(dense)
@@ -109,6 +111,7 @@ learning-rate: 1e-3
 weight_decay: 5e-05
 sparsity: 0.2
 sparsity-begin: 0.25
+sparsity-end: 0.75
 skip: [1x1, "layer1.*"]
 """
 
@@ -116,7 +119,7 @@ skip: [1x1, "layer1.*"]
 def test_a_yaml_file_says_what_the_command_line_could(tmp_path):
     (tmp_path / "run.yaml").write_text(YAML)
     settings = TrainSettings.from_flat(config_file.read(tmp_path / "run.yaml"))
-    masks = SparsityConfig(0.2, begin=0.25, skip=["1x1", "layer1.*"])
+    masks = SparsityConfig(0.2, begin=0.25, end=0.75, skip=["1x1", "layer1.*"])
     assert settings == TrainSettings(**LEAST, learning_rate=1e-3, weight_decay=5e-5, sparsity=masks)
 
 
@@ -193,4 +196,20 @@ def test_the_command_line_has_every_setting_with_its_default():
     assert {name: options[name].default for name in fields} == fields
     masks = {n: p.default for n, p in options.items() if n in set(names()) - fields.keys()}
     assert masks.keys() > {"fill", "block", "selection", "sparsity_end"}
-    assert SparsityConfig(0.5) == settings_of_masks({**masks, "sparsity": 0.5, "skip": ()})
+    assert SparsityConfig(0.5) == settings_of_masks(
+        {**masks, "sparsity": 0.5, "skip": (), "only": ()}
+    )
+
+
+@pytest.mark.parametrize(("text", "block"), [("4", 4), ("auto", "auto"), ("0", None), ("x", None)])
+def test_a_block_is_a_number_or_a_word(tmp_path, text, block):
+    chosen = ["--model", "semisparse/resnet9", "--data", "digits", "--sparsity", "0.2"]
+    out = tmp_path / "run"
+    result = CliRunner().invoke(app, ["train", *chosen, "--block", text, "--out", str(out)])
+    assert result.exit_code == 1
+    if block is None:
+        assert "block" in result.stderr
+        assert not out.exists()
+    else:
+        assert "semisparse/resnet8" in result.stderr
+        assert read(out).sparsity.block == block

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from semisparse.blue_noise import blue_noise_score
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
 from semisparse.layers import masked_layers
@@ -58,7 +59,7 @@ def example(n: int = 1) -> Tensor:
 
 
 def sparsifier(model: nn.Module | None = None, steps: int = 20, **values: Any) -> Sparsifier:
-    config = SparsityConfig(**{"sparsity": 0.4, **values})
+    config = SparsityConfig(**{"sparsity": 0.4, "begin": 0.1, "end": 0.9, **values})
     return Sparsifier(model or Net(), example(), config, total_steps=steps)
 
 
@@ -98,8 +99,31 @@ def test_a_training_run_from_dense_to_frozen() -> None:
     assert seen[18:] == [0.4] * 7
 
 
+def test_by_default_the_first_draw_is_fixed_from_the_first_step() -> None:
+    model = Net()
+    s = Sparsifier(model, example(), SparsityConfig(0.4), total_steps=20)
+    history = train(model, s, 5)
+    assert s.frozen
+    assert s.sparsities == pytest.approx(dict.fromkeys(MASKED, 0.4))
+    assert all(torch.equal(masks, history[0]) for masks in history)
+
+
+def test_blue_noise_is_shifted_by_the_draws_of_the_seed() -> None:
+    s = sparsifier(seed=7, selection="last", per_layer_block={"block.conv2": 2})
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(6):
+        s.step()
+    for _ in range(3):  # steps 0 to 2 have sparsity 0 and draw nothing
+        shift = torch.rand(2, dtype=torch.float64, generator=generator)
+    assert s.masks.keys() == set(MASKED)
+    for name, mask in s.masks.items():
+        block = 2 if name == "block.conv2" else 1
+        score = blue_noise_score(shift, 7, 10, block)
+        assert torch.equal(mask, mask_from_score(score, s.sparsity, block)), name
+
+
 def test_masks_are_the_propagated_draws_of_the_seed() -> None:
-    s = sparsifier(seed=7, selection="last")
+    s = sparsifier(seed=7, selection="last", masks="random")
     generator = torch.Generator().manual_seed(7)
     for _ in range(6):
         s.step()
@@ -151,7 +175,9 @@ def test_rules_decide_layers_sparsities_and_fills() -> None:
 
 
 def test_blocks_are_masked_as_a_whole_by_the_draw_of_the_seed() -> None:
-    s = sparsifier(block=4, per_layer_block={"block.conv2": 1}, per_layer={"stem": 0.7}, seed=7)
+    s = sparsifier(
+        block=4, per_layer_block={"block.conv2": 1}, per_layer={"stem": 0.7}, seed=7, masks="random"
+    )
     s.freeze()
     score = torch.rand(SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     pooled = propagate(score, 7, 10)
@@ -171,7 +197,7 @@ def test_masks_of_different_layers_are_aligned() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.MaxPool2d(2), nn.Conv2d(2, 2, 1)
     )
-    s = Sparsifier(model, example(), SparsityConfig(sparsity=0.5), total_steps=1)
+    s = Sparsifier(model, example(), SparsityConfig(0.5, masks="random"), total_steps=1)
     s.freeze()
     assert torch.equal(s.masks["0"], s.masks["1"])
     fine = s.masks["0"].double()[None]
@@ -390,7 +416,7 @@ torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 torch.manual_seed(rank)
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
-s = Sparsifier(model, torch.zeros(1, 3, 8, 8), SparsityConfig(sparsity=0.4), total_steps=12)
+s = Sparsifier(model, torch.zeros(1, 3, 8, 8), SparsityConfig(0.4, begin=0.1, end=0.9), total_steps=12)
 ddp = DistributedDataParallel(model)
 for step in range(12):
     s.step()

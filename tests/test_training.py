@@ -19,7 +19,7 @@ from semisparse.training.settings import TrainSettings
 
 # Seven steps an epoch at a quarter of the usual area.
 QUICK = {"model": "semisparse/resnet8", "data": "digits", "image_size": 16, "batch_size": 160}
-SPARSE = TrainSettings(**QUICK, sparsity=SparsityConfig(0.3, fill="bias"), epochs=3)
+SPARSE = TrainSettings(**QUICK, sparsity=SparsityConfig.paper(0.3), epochs=3)
 
 
 class PowerCutError(Exception):

@@ -7,11 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
+from semisparse.blocks import natural_block
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
+from semisparse.trace import ROLES, Traced
 
 _KERNEL_SIZE = re.compile(r"(\d+)x(\d+)")
 _TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
@@ -31,39 +34,83 @@ class LayerRule:
 
 
 def layer_rules(
-    config: SparsityConfig, convolutions: Mapping[str, nn.Conv2d]
+    config: SparsityConfig,
+    convolutions: Mapping[str, nn.Conv2d],
+    traced: Mapping[str, Traced],
 ) -> dict[str, LayerRule]:
     """Apply a configuration's rules to a model's convolutions.
 
     A rule that reads ``HxW`` is a kernel size; ``depthwise`` (one group per input channel),
-    ``grouped`` (several groups, not depthwise) and ``pointwise`` (1x1, one group) are types; any
-    other is a glob for the whole name. ``skip`` wins over ``per_layer``, and within a mapping the
-    last matching rule wins.
+    ``grouped`` (several groups, not depthwise) and ``pointwise`` (1x1, one group) are types;
+    ``stem``, ``block-last`` and ``shortcut`` are roles; any other is a glob for the whole name.
+    ``skip`` wins over ``per_layer``, that over ``only``, and within a mapping the last matching
+    rule wins.
+
+    Args:
+        config: the rules.
+        convolutions: by name.
+        traced: of the same names, for roles and, where a block is ``"auto"``, planes.
 
     Raises:
         ConfigError: if a rule matches no convolution.
     """
-    sparsities = dict.fromkeys(convolutions, config.sparsity)
-    for rule, sparsity in config.per_layer.items():
-        sparsities.update(dict.fromkeys(_matches(rule, convolutions, "per_layer"), sparsity))
-    for rule in config.skip:
-        sparsities.update(dict.fromkeys(_matches(rule, convolutions, "skip"), 0.0))
-    fills = dict.fromkeys(convolutions, config.fill)
-    for rule, fill in config.per_layer_fill.items():
-        fills.update(dict.fromkeys(_matches(rule, convolutions, "per_layer_fill"), fill))
-    blocks = dict.fromkeys(convolutions, config.block)
-    for rule, block in config.per_layer_block.items():
-        blocks.update(dict.fromkeys(_matches(rule, convolutions, "per_layer_block"), block))
-    return {name: LayerRule(sparsities[name], fills[name], blocks[name]) for name in convolutions}
+
+    def matches(rule: str, where: str) -> list[str]:
+        return _matches(rule, where, convolutions, traced)
+
+    def last_match(default: Any, per_layer: Mapping[str, Any], where: str) -> dict[str, Any]:
+        values = dict.fromkeys(convolutions, default)
+        for rule, value in per_layer.items():
+            values.update(dict.fromkeys(matches(rule, where), value))
+        return values
+
+    only = dict.fromkeys(config.only, config.sparsity)
+    sparsities = last_match(0.0 if only else config.sparsity, only, "only")
+    sparsities.update(
+        (name, sparsity)
+        for rule, sparsity in config.per_layer.items()
+        for name in matches(rule, "per_layer")
+    )
+    sparsities.update((name, 0.0) for rule in config.skip for name in matches(rule, "skip"))
+    fills = last_match(config.fill, config.per_layer_fill, "per_layer_fill")
+    blocks = last_match(config.block, config.per_layer_block, "per_layer_block")
+    return {
+        name: LayerRule(
+            sparsities[name],
+            fills[name],
+            _block_of(conv, traced[name]) if blocks[name] == "auto" else blocks[name],
+        )
+        for name, conv in convolutions.items()
+    }
 
 
-def _matches(rule: str, convolutions: Mapping[str, nn.Conv2d], where: str) -> list[str]:
+def _block_of(conv: nn.Conv2d, traced: Traced) -> int:
+    sides = [
+        natural_block(
+            conv.kernel_size,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            conv.in_channels,
+            conv.out_channels,
+            *plane,
+        )
+        for plane in traced.planes
+    ]
+    return min(sides, default=1)
+
+
+def _matches(
+    rule: str, where: str, convolutions: Mapping[str, nn.Conv2d], traced: Mapping[str, Traced]
+) -> list[str]:
     size = _KERNEL_SIZE.fullmatch(rule)
     if size is not None:
         kernel = (int(size[1]), int(size[2]))
         names = [name for name, c in convolutions.items() if tuple(c.kernel_size) == kernel]
     elif rule in _TYPES:
         names = [name for name, conv in convolutions.items() if _TYPES[rule](conv)]
+    elif rule in ROLES:
+        names = [name for name in convolutions if rule in traced[name].roles]
     else:
         names = [name for name in convolutions if fnmatchcase(name, rule)]
     if not names:
@@ -78,10 +125,10 @@ def _hint(rule: str, convolutions: Mapping[str, nn.Conv2d]) -> str:
     if _KERNEL_SIZE.fullmatch(rule):
         sizes = sorted({f"{c.kernel_size[0]}x{c.kernel_size[1]}" for c in convolutions.values()})
         return f"its kernel sizes are {', '.join(sizes)}"
-    if rule in _TYPES:
+    if rule in _TYPES or rule in ROLES:
         return "remove the rule"
     if any(name.startswith(f"{rule}.") for name in convolutions):
         return f"to match all layers of that module write {rule + '.*'!r}"
-    known = [*convolutions, *_TYPES]
+    known = [*convolutions, *_TYPES, *ROLES]
     close = difflib.get_close_matches(rule, known, n=3) or known[:3]
     return f"the nearest are {', '.join(map(repr, close))}"

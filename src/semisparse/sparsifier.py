@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
+from semisparse.blue_noise import blue_noise_score
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
 from semisparse.layers import MaskedConv2d, attach, detach
@@ -25,6 +26,7 @@ from semisparse.masks import (
 from semisparse.rules import LayerRule, layer_rules
 from semisparse.schedules import progress_at, sparsity_at
 from semisparse.selection import Selection
+from semisparse.trace import trace
 
 STATE_VERSION = 1
 # The exporter finds the configuration of a masked model under this name.
@@ -79,19 +81,20 @@ class Sparsifier:
             raise ModelError("the model has no Conv2d layer, so there is nothing to mask.")
         args, kwargs = _arguments(example_input)
         self._score_size = _input_size(itertools.chain(args, kwargs.values()))
-        sizes = _output_sizes(model, convolutions, args, kwargs)
-        rules = layer_rules(config, convolutions)
+        traced = trace(model, convolutions, args, kwargs)
+        rules = layer_rules(config, convolutions, traced)
         planes: dict[str, tuple[int, int]] = {}
         for name, rule in rules.items():
-            if rule.sparsity == 0 or not sizes[name]:
+            sizes = traced[name].planes
+            if rule.sparsity == 0 or not sizes:
                 continue
-            if len(sizes[name]) > 1:
-                listed = " and ".join(f"{h}x{w}" for h, w in sorted(sizes[name]))
+            if len(sizes) > 1:
+                listed = " and ".join(f"{h}x{w}" for h, w in sorted(sizes))
                 raise ModelError(
                     f"{name} is called at several output sizes, {listed}, but can have one mask "
                     "only; put it in skip."
                 )
-            ((height, width),) = sizes[name]
+            ((height, width),) = sizes
             if can_mask(rule.sparsity, height, width, rule.block):
                 planes[name] = (height, width)
         self._rules = {name: rules[name] for name in planes}
@@ -156,9 +159,9 @@ class Sparsifier:
         elif index % config.frequency == 0:
             self._sparsity = self._sparsity_at(progress, config.sparsity)
             if self._sparsity > 0:
-                score = self._draw()
-                self._selection.draw(score)
-                self._mask_by(score, progress)
+                draw = self._draw()
+                self._selection.draw(draw)
+                self._mask_by(draw, progress)
 
     def observe(self, loss: Tensor | float) -> None:
         """Take in the loss of the present step; call it after :meth:`step`.
@@ -176,8 +179,8 @@ class Sparsifier:
         self._check_attached()
         if self._frozen:
             return
-        score = self._selection.best()
-        self._mask_by(self._draw() if score is None else score, progress=1)
+        draw = self._selection.best()
+        self._mask_by(self._draw() if draw is None else draw, progress=1)
         self._sparsity = self.config.sparsity
         self._frozen = True
 
@@ -263,17 +266,25 @@ class Sparsifier:
         return sparsity_at(progress, initial=initial, final=final, power=self.config.power)
 
     def _draw(self) -> Tensor:
-        return torch.rand(self._score_size, dtype=torch.float64, generator=self._generator)
+        """What a draw of masks depends on: the shift of blue noise, or a random score map."""
+        size = (2,) if self.config.masks == "blue-noise" else self._score_size
+        return torch.rand(size, dtype=torch.float64, generator=self._generator)
 
-    def _mask_by(self, score: Tensor, progress: float) -> None:
+    def _score(self, draw: Tensor, plane: torch.Size, block: int) -> Tensor:
+        height, width = plane
+        if self.config.masks == "blue-noise":
+            return blue_noise_score(draw, height, width, block)
+        return propagate(draw, height, width)
+
+    def _mask_by(self, draw: Tensor, progress: float) -> None:
         # Layers of one size and one rule have one mask, and most models have few sizes.
         made: dict[tuple[torch.Size, LayerRule], tuple[Tensor, Tensor]] = {}
         for name, layer in self._layers.items():
             rule, size = self._rules[name], layer.mask.shape
             if (size, rule) not in made:
-                pooled = propagate(score, *size)
+                score = self._score(draw, size, rule.block)
                 sparsity = self._sparsity_at(progress, rule.sparsity)
-                mask = mask_from_score(pooled, sparsity, rule.block)
+                mask = mask_from_score(score, sparsity, rule.block)
                 made[size, rule] = mask, source_map(mask, rule.fill)
             layer.set_mask(*made[size, rule])
 
@@ -295,37 +306,6 @@ def _input_size(inputs: Iterable[Any]) -> tuple[int, int]:
 
 def _plane(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[-2], tensor.shape[-1]
-
-
-def _output_sizes(
-    model: nn.Module,
-    convolutions: Mapping[str, nn.Conv2d],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> dict[str, set[tuple[int, int]]]:
-    """The distinct output planes (height, width) of each convolution in one run of the model."""
-    sizes: dict[str, set[tuple[int, int]]] = {name: set() for name in convolutions}
-
-    def recorder(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, _inputs, output: sizes[name].add(_plane(output))
-
-    hooks = [c.register_forward_hook(recorder(name)) for name, c in convolutions.items()]
-    training = {module: module.training for module in model.modules()}
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            model.eval()(*args, **kwargs)
-    except Exception as error:
-        raise ModelError(
-            f"the model does not run on the example input ({type(error).__name__}: {error}); pass "
-            "an input as in training, on the model's device."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, flag in training.items():
-            module.training = flag
-    return sizes
 
 
 def _check_masks(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,168 @@
+"""What one run of a model shows of its convolutions: the planes they fill and the parts they play."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from semisparse.errors import ModelError
+
+ROLES = ("stem", "block-last", "shortcut")
+_ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
+
+
+@dataclass
+class Traced:
+    """A convolution in one run of its model.
+
+    Attributes:
+        planes: the distinct output planes (height, width); none if the run did not call it.
+        roles: of `ROLES`. A ``"stem"`` has no convolution before it. Where a residual block ends,
+            in an addition of two branches of which one has more convolutions than the other, the
+            last convolution of the longer branch is ``"block-last"``, and the last one of the
+            shorter branch, if the branch has any of its own, a ``"shortcut"``.
+    """
+
+    planes: set[tuple[int, int]] = field(default_factory=set)
+    roles: set[str] = field(default_factory=set)
+
+
+def trace(
+    model: nn.Module,
+    convolutions: Mapping[str, nn.Conv2d],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Traced]:
+    """Run a model once, in eval mode and without gradients, and watch its convolutions.
+
+    Parameters, buffers, training flags and the random state stay as they were.
+
+    Args:
+        model: that the convolutions are part of.
+        convolutions: by name.
+        args: what the model is called with.
+        kwargs: likewise, by name.
+
+    Raises:
+        ModelError: if the model does not run on them.
+    """
+    traced = {name: Traced() for name in convolutions}
+    watch = _Watch(traced)
+    hooks = [c.register_forward_hook(watch.hook(name)) for name, c in convolutions.items()]
+    training = {module: module.training for module in model.modules()}
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad(), watch:
+            model.eval()(*args, **kwargs)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on the example input ({type(error).__name__}: {error}); pass "
+            "an input as in training, on the model's device."
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return traced
+
+
+@dataclass(frozen=True)
+class _History:
+    """How a tensor came about: the convolutions before it, the length of the longest chain of
+    them, and the last one, if the tensor lies on its plane and no addition came since.
+    """
+
+    convolutions: frozenset[str] = frozenset()
+    depth: int = 0
+    last: str | None = None
+
+
+class _Watch(TorchFunctionMode):
+    """Carries histories from the inputs of every torch function to its outputs.
+
+    Done by running, not by torch.fx, because a run also shows the planes and goes through any
+    Python. What TorchScript does inside is not seen, so it has no roles.
+    """
+
+    def __init__(self, traced: Mapping[str, Traced]) -> None:
+        super().__init__()
+        self._traced = traced
+        # By id, with a reference that tells whether the id still is this tensor's.
+        self._histories: dict[int, tuple[weakref.ref[Tensor], _History]] = {}
+
+    def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """A forward hook of the convolution of that name."""
+
+        def after(_module: nn.Module, inputs: Any, output: Tensor) -> None:
+            passing = [(self._get(tensor), tensor.shape) for tensor in _tensors(inputs)]
+            before = _join(passing, output)
+            traced = self._traced[name]
+            traced.planes.add((output.shape[-2], output.shape[-1]))
+            if not before.convolutions:
+                traced.roles.add("stem")
+            self._set(output, _History(before.convolutions | {name}, before.depth + 1, name))
+
+        return after
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors(itertools.chain(args, kwargs.values())))
+        # Of before the call, because it may be in place.
+        before = [(self._get(tensor), tensor) for tensor in tensors]
+        if not any(history.convolutions for history, _ in before):
+            return function(*args, **kwargs)
+        passing = [(history, tensor.shape) for history, tensor in before]
+        result = function(*args, **kwargs)
+        adds = getattr(function, "__name__", "") in _ADDITIONS
+        for output in _tensors([result]):
+            if adds and output.dim() == 4 and [shape for _, shape in passing] == 2 * [output.shape]:
+                self._set(output, self._added(*(history for history, _ in passing)))
+            else:
+                self._set(output, _join(passing, output))
+        return result
+
+    def _added(self, one: _History, other: _History) -> _History:
+        short, long = sorted((one, other), key=lambda history: history.depth)
+        if short.depth < long.depth:
+            if long.last is not None and long.last not in short.convolutions:
+                self._traced[long.last].roles.add("block-last")
+            if short.last is not None and short.last not in long.convolutions:
+                self._traced[short.last].roles.add("shortcut")
+        return _History(one.convolutions | other.convolutions, long.depth)
+
+    def _get(self, tensor: Tensor) -> _History:
+        reference, history = self._histories.get(id(tensor), (None, _History()))
+        return history if reference is not None and reference() is tensor else _History()
+
+    def _set(self, tensor: Tensor, history: _History) -> None:
+        self._histories[id(tensor)] = weakref.ref(tensor), history
+
+
+def _join(passing: list[tuple[_History, torch.Size]], output: Tensor) -> _History:
+    """Of the output of a function of tensors with these histories and shapes."""
+    # Those of the output's shape come first: a gate takes part, but is not what passes through.
+    through = [pair for pair in passing if pair[1] == output.shape] or passing
+    deepest, shape = max(through, key=lambda pair: pair[0].depth, default=(_History(), None))
+    return _History(
+        frozenset().union(*(history.convolutions for history, _ in passing)),
+        deepest.depth,
+        deepest.last if shape is not None and shape[-2:] == output.shape[-2:] else None,
+    )
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
