@@ -133,6 +133,13 @@ def test_the_settings_in_a_run_folder_are_a_configuration_file(tmp_path):
     assert TrainSettings.from_flat({**entries, "seed": 5}).sparsity.seed == 5
 
 
+def test_a_mapping_of_masks_has_rules_and_names_beside_it_win(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("sparsity: {sparsity: 0.3, per_layer: {1x1: 0.1}, fill: nearest}\nfill: bias")
+    settings = TrainSettings.from_flat({**LEAST, **config_file.read(path)})
+    assert settings.sparsity == SparsityConfig(0.3, per_layer={"1x1": 0.1}, fill="bias")
+
+
 def test_a_file_of_masks_is_read_alone(tmp_path):
     masks = SparsityConfig(0.2, per_layer={"layer2.*": 0.4}, block=2)
     path = tmp_path / "sparsity.json"

@@ -40,8 +40,10 @@ def export(
     ] = 0,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
+    masks: options.Masks = SparsityConfig.masks,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
+    only: options.Only = None,
     sparsity_config: options.SparsityFile = None,
 ) -> None:
     """Export the model of a training run, or a model by name with randomly drawn masks.
@@ -67,8 +69,8 @@ def export(
         network, example, _ = load_run(run)
     else:
         assert model is not None
-        masks = options.masks(ctx, sparsity_config)
-        network, example = _by_name(model, num_classes, weights, image_size, masks, seed)
+        config = options.masks(ctx, sparsity_config)
+        network, example = _by_name(model, num_classes, weights, image_size, config, seed)
     report = export_onnx(network, example, out)
     if header is not None:
         export_header(network, header)

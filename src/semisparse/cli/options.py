@@ -37,20 +37,40 @@ Fill = Annotated[
     str,
     typer.Option(help="What masked positions hold: nearest or bias.", rich_help_panel=MASKS),
 ]
-Block = Annotated[
-    int,
+Masks = Annotated[
+    str,
     typer.Option(
-        help="Side of the squares of positions that are masked as a whole; 4 is fastest where a "
-        "model has many 3x3 convolutions.",
+        help="How masked positions are spread: blue-noise or random.", rich_help_panel=MASKS
+    ),
+]
+
+
+def _block(value: int | str) -> int | str:
+    # The default, a number, comes by here too.
+    return int(value) if str(value).isdecimal() else value
+
+
+Block = Annotated[
+    # What the parser returns is a number or a word.
+    Any,
+    typer.Option(
+        help="Side of the squares of positions that are masked as a whole, or auto; 4 is fastest "
+        "where a model has many 3x3 convolutions.",
+        parser=_block,
+        metavar="<int or auto>",
         rich_help_panel=MASKS,
     ),
 ]
 Skip = Annotated[
     list[str] | None,
     typer.Option(
-        help="Layers left dense: 1x1, depthwise, or a name pattern; repeatable.",
+        help="Layers left dense: 1x1, depthwise, block-last, or a name pattern; repeatable.",
         rich_help_panel=MASKS,
     ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Layers masked, by such rules; all if not given.", rich_help_panel=MASKS),
 ]
 SparsityFile = Annotated[
     Path | None,

@@ -66,8 +66,10 @@ def train(
     ] = 0,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
+    masks: options.Masks = SparsityConfig.masks,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
+    only: options.Only = None,
     selection: Annotated[
         str,
         typer.Option(
@@ -88,7 +90,7 @@ def train(
     sparsity_end: Annotated[
         float,
         typer.Option(
-            help="Fraction of the steps after which masks are frozen.",
+            help="Fraction of the steps after which masks are frozen; 0 is from the first on.",
             rich_help_panel=options.MASKS,
         ),
     ] = SparsityConfig.end,

@@ -272,7 +272,8 @@ def masks(entries: Mapping[str, Any]) -> SparsityConfig | None:
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """The flat form of values whose `sparsity` may be a mapping, as in `config.json`.
 
-    The seed of the masks is left out where it is that of the run, which it follows.
+    Entries beside the mapping win over those in it. The seed of the masks is left out where it is
+    that of the run, which it follows.
     """
     flat = {name: value for name, value in values.items() if name != "sparsity"}
     inner = values.get("sparsity")
@@ -281,7 +282,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     config = SparsityConfig.from_dict({"version": FORMAT_VERSION, **inner}).to_dict()
     if config["seed"] == values.get("seed", 0):
         del config["seed"]
-    return {**flat, **{name: config[own] for name, own in _MASKS.items() if own in config}}
+    return {**{name: config[own] for name, own in _MASKS.items() if own in config}, **flat}
 
 
 def check_names(entries: Iterable[Any], known: Iterable[str]) -> None:
