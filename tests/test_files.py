@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from semisparse.errors import ConfigError
-from semisparse.files import check_writable, writing
+from semisparse.files import check_writable, clear_drafts, writing
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -34,6 +34,19 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
             interrupt_writing(target)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
+    kept = [tmp_path / "model.onnx", tmp_path / ".model.onnx.settings", tmp_path / ".git"]
+    kept[0].write_text("old")
+    kept[1].write_text("mine")
+    kept[2].mkdir()
+    unfinished = writing(tmp_path / "model.onnx")
+    unfinished.__enter__().write_text("ne")
+    assert len(list(tmp_path.iterdir())) == 4
+    clear_drafts(tmp_path)
+    assert set(tmp_path.iterdir()) == set(kept)
+    clear_drafts(tmp_path / "absent")
 
 
 def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,13 @@ def writing(path: Path) -> Iterator[Path]:
         draft = Path(folder, path.name)
         yield draft
         os.replace(draft, path)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what `writing` left in a folder where its process was killed."""
+    for draft in folder.glob(".*.*.????????"):
+        if draft.is_dir():
+            shutil.rmtree(draft)
 
 
 def check_writable(path: Path) -> None:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from semisparse.errors import ConfigError
 from semisparse.files import writing
+from semisparse.training import tensors
 from semisparse.training.callback import SparsityCallback
 from semisparse.training.divergence import check_weights
 from semisparse.training.interruption import StopRequest
@@ -38,9 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path) as draft:
-            super().save_checkpoint(checkpoint, draft, storage_options)
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
+            tensors.write(draft, checkpoint)
             if path.name == LAST and path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
 

@@ -32,7 +32,7 @@ class DivergenceStop(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self._rates.append(_rate(trainer))
 
     @override
     def on_train_batch_end(
@@ -77,8 +77,13 @@ def check_weights(trainer: Trainer, module: LightningModule, last: Path) -> None
         where = wrong[0] if wrong else "a tensor of another process"
         raise TrainingError(
             f"The weights are not finite after step {trainer.global_step} of "
-            f"{trainer.estimated_stepping_batches}, first {where}{_remedy(last)}"
+            f"{trainer.estimated_stepping_batches} (learning rate {_rate(trainer):.3g}), first "
+            f"{where}{_remedy(last)}"
         )
+
+
+def _rate(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def _remedy(last: Path) -> str:

@@ -36,7 +36,7 @@ from torch.distributed import DistError
 
 from semisparse.errors import ConfigError, ModelError, TrainingError
 from semisparse.export import export_header, export_onnx
-from semisparse.files import writing
+from semisparse.files import clear_drafts, writing
 from semisparse.training import models, saved, settings
 from semisparse.training import trainer as trainers
 from semisparse.training.callback import SparsityCallback
@@ -86,7 +86,10 @@ def train(
     with trainers.quiet():
         trainer = trainers.create(options, out, sparsity, bar)
         first = trainer.is_global_zero
-        if first and not resume:
+        if first and resume:
+            for folder in (out, out / "checkpoints"):
+                clear_drafts(folder)
+        elif first:
             _begin(options, out)
         with bar if first and progress is None else nullcontext(), _as_one(trainer, out, bar):
             return _train(options, out, trainer, sparsity, bar)

@@ -13,7 +13,7 @@ from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 from semisparse.files import writing
 from semisparse.sparsifier import Sparsifier
-from semisparse.training import models, settings
+from semisparse.training import models, settings, tensors
 from semisparse.training.data import Normalisation
 from semisparse.training.pruning import resize
 from semisparse.training.settings import TrainSettings
@@ -44,7 +44,7 @@ def save(
         "sparsifier": sparsifier.state_dict() if sparsifier else None,
     }
     with writing(path) as draft:
-        torch.save(saved, draft)
+        tensors.write(draft, saved)
 
 
 def load_run(out: Path) -> tuple[nn.Module, torch.Tensor, SparsityConfig | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,11 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
+    # TensorBoard's thread hands an error of its file to the main one, too.
+    excepthook = threading.excepthook
+    threading.excepthook = lambda failure: (
+        None if isinstance(failure.exc_value, OSError) else excepthook(failure)
+    )
     with warnings.catch_warnings():
         # In-memory data is faster without workers, the sampler goes on within an epoch, and the
         # tree test is Lightning's own affair with torch.
@@ -94,6 +100,7 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
+            threading.excepthook = excepthook
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 
