@@ -18,15 +18,18 @@ struct Stages {
   const Conv* project;
 };
 
-// A chain on one plane, cut into bands of output rows. Of the depthwise convolution's input only
-// the rows that a band reads are kept, padded, in a window that stays in the second-level cache;
-// the next band moves those that it reads too to the window's start and adds its own.
+// A chain on one plane, cut into bands of output rows. Of an expansion only the rows that a band
+// reads are kept, padded, in a window that stays in the second-level cache; the next band moves
+// those that it reads too to the window's start and adds its own.
 class Bands {
  public:
+  // Whether the planes between the stages are too large for the cache, and a few rows are not.
+  static bool suit(const Stages& stages, Conv::Plane in);
+
   Bands(const Stages& stages, Conv::Plane in);
 
-  // Whether bands fit the cache, and the planes between the stages do not.
-  bool pay() const;
+  // Whether the bands fit the cache: masks may make far rows depend on one another.
+  bool fit() const;
 
   struct Run {
     const float* x;
@@ -42,11 +45,13 @@ class Bands {
     size_t first, kept, last;  // rows [first, kept) are the band's before as well
     Gather halo, fresh;        // of the expansion: those rows, and [kept, last)
     Gather depthwise;
+    GatherByTap border;  // of the depthwise convolution where there is no window to be padded
     Gather project;
   };
   struct Reads;
   class Worker;
 
+  void read_in_place(const semisparse_conv_desc& desc, Band& band) const;
   size_t row_floats() const { return pitch_ * channels_; }
   Gather expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
                    size_t end) const;
@@ -54,7 +59,7 @@ class Bands {
 
   Conv::Plane in_, out_;
   size_t pad_top_, pad_left_;
-  size_t pitch_;                         // positions of a padded row
+  size_t pitch_;                         // positions from a row to the next
   size_t channels_;                      // of the depthwise convolution
   size_t window_rows_ = 0;               // of any band
   size_t most_filtered_ = 0;             // depthwise positions of any band

@@ -95,24 +95,22 @@ void Chain::run(const float* x, int64_t batch, int64_t height, int64_t width, co
   }
   if (batch == 0) return;
   const std::shared_ptr<const Bands> in_bands = bands(in);
-  if (in_bands->pay()) {
-    const Stages stages{expand_ ? &*expand_ : nullptr, &depthwise_,
-                        project_ ? &*project_ : nullptr};
-    in_bands->run(stages, {x, static_cast<size_t>(batch), residual, y}, parallel);
+  if (in_bands != nullptr) {
+    in_bands->run(stages(), {x, static_cast<size_t>(batch), residual, y}, parallel);
   } else {
     run_stages(x, batch, in, residual, y, parallel);
   }
 }
 
+// Null where one stage is better run after the other.
 std::shared_ptr<const Bands> Chain::bands(Conv::Plane in) const {
+  if (!Bands::suit(stages(), in)) return nullptr;
   const std::lock_guard<std::mutex> lock(mutex_);
   if (bands_ == nullptr || bands_plane_.height != in.height || bands_plane_.width != in.width) {
-    const Stages stages{expand_ ? &*expand_ : nullptr, &depthwise_,
-                        project_ ? &*project_ : nullptr};
-    bands_ = std::make_shared<Bands>(stages, in);
+    bands_ = std::make_shared<Bands>(stages(), in);
     bands_plane_ = in;
   }
-  return bands_;
+  return bands_->fit() ? bands_ : nullptr;
 }
 
 // One stage after the other, on planes that fit the cache.

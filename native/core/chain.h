@@ -32,6 +32,9 @@ class Chain {
  private:
   const Conv& first() const { return expand_ ? *expand_ : depthwise_; }
   const Conv& last() const { return project_ ? *project_ : depthwise_; }
+  Stages stages() const {
+    return {expand_ ? &*expand_ : nullptr, &depthwise_, project_ ? &*project_ : nullptr};
+  }
   std::shared_ptr<const Bands> bands(Conv::Plane in) const;
   void run_stages(const float* x, int64_t batch, Conv::Plane in, const float* residual, float* y,
                   const Parallel& parallel) const;

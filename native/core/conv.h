@@ -54,6 +54,7 @@ class Conv {
   void gather_pointwise(const Gather& gather, const GatherPlanes& planes) const;
   void gather_depthwise(const Gather& gather, const GatherPlanes& planes,
                         const std::ptrdiff_t* offsets) const;
+  void gather_depthwise(const GatherByTap& gather, const GatherPlanes& planes) const;
 
  private:
   // A panel of output channels of one group.
@@ -103,8 +104,10 @@ class Conv {
                     size_t end) const;
   void gather_spread(const Gather& gather, const GatherPlanes& planes, size_t first,
                      const igemm::Tile& tile, const Panel& panel) const;
+  dwconv::Strip gather_strip(const GatherPlanes& planes) const;
   void gather_copies(const Gather& gather, const GatherPlanes& planes, size_t begin,
                      size_t end) const;
+  void activate_rows(const uint32_t* dests, size_t count, const GatherPlanes& planes) const;
   void gather_blanks(const Gather& gather, const GatherPlanes& planes) const;
   void activate(float* y, size_t n) const;
 

@@ -60,10 +60,7 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
       panel.kernel->run(tile);
       if (spreads) gather_spread(gather, planes, first, tile, panel);
     }
-    if (activate_ == nullptr || spreads) continue;
-    for (size_t row = 0; row < tile.m; ++row) {
-      activate(planes.y + tile.dests[row] * planes.ldy, out_channels());
-    }
+    if (!spreads) activate_rows(tile.dests, tile.m, planes);
   }
 }
 
@@ -85,14 +82,11 @@ void Conv::gather_spread(const Gather& gather, const GatherPlanes& planes, size_
   }
 }
 
-void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes,
-                            const std::ptrdiff_t* offsets) const {
-  SmallArray<const float*, kStrip> rows(kStrip);
+// What all strips have in common.
+dwconv::Strip Conv::gather_strip(const GatherPlanes& planes) const {
   dwconv::Strip strip{};
   strip.taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
   strip.channels = out_channels();
-  strip.rows = rows.data();
-  strip.offsets = offsets;
   strip.columns = static_cast<size_t>(desc_.kernel[1]);
   strip.weights = weights_.get();
   strip.ldw = dw_stride_;
@@ -101,18 +95,48 @@ void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes,
   strip.ldy = planes.ldy;
   strip.lo = lo_;
   strip.hi = hi_;
+  return strip;
+}
+
+void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes,
+                            const std::ptrdiff_t* offsets) const {
+  SmallArray<const float*, kStrip> rows(kStrip);
+  dwconv::Strip strip = gather_strip(planes);
+  strip.rows = rows.data();
+  strip.offsets = offsets;
   const size_t count = gather.from.size();
   for (size_t from = 0; from < count; from += strip.m) {
     strip.m = std::min(kStrip, count - from);
     strip.dests = gather.dest.data() + from;
     for (size_t i = 0; i < strip.m; ++i) rows[i] = planes.x + gather.from[from + i] * planes.ldx;
     dwconv_->run(strip);
-    for (size_t i = 0; activate_ != nullptr && i < strip.m; ++i) {
-      activate(planes.y + strip.dests[i] * planes.ldy, out_channels());
-    }
+    activate_rows(strip.dests, strip.m, planes);
     gather_copies(gather, planes, from, from + strip.m);
   }
   gather_blanks(gather, planes);
+}
+
+void Conv::gather_depthwise(const GatherByTap& gather, const GatherPlanes& planes) const {
+  constexpr size_t kRows = 16;
+  dwconv::Strip strip = gather_strip(planes);
+  SmallArray<const float*, kRows * 9> rows(kRows * strip.taps);
+  strip.rows = rows.data();
+  const size_t count = gather.dest.size();
+  for (size_t from = 0; from < count; from += strip.m) {
+    strip.m = std::min(kRows, count - from);
+    strip.dests = gather.dest.data() + from;
+    const uint32_t* taps = gather.from.data() + from * strip.taps;
+    for (size_t i = 0; i < strip.m * strip.taps; ++i) {
+      rows[i] = taps[i] == GatherByTap::kOutside ? zeros_.get() : planes.x + taps[i] * planes.ldx;
+    }
+    dwconv_->run(strip);
+    activate_rows(strip.dests, strip.m, planes);
+  }
+}
+
+void Conv::activate_rows(const uint32_t* dests, size_t count, const GatherPlanes& planes) const {
+  if (activate_ == nullptr) return;
+  for (size_t i = 0; i < count; ++i) activate(planes.y + dests[i] * planes.ldy, out_channels());
 }
 
 // The places that copy one of the entries [begin, end); with a residual those are already there.

@@ -18,6 +18,13 @@ struct Gather {
   std::vector<uint32_t> blank;         // places whose linear part is zero
 };
 
+// The same for positions some of whose taps lie outside the plane.
+struct GatherByTap {
+  static constexpr uint32_t kOutside = 0xffffffff;
+  std::vector<uint32_t> from;  // [entries][taps], or kOutside
+  std::vector<uint32_t> dest;
+};
+
 // Where a list's places are: pixels of ldx floats are read, pixels of ldy floats are written.
 struct GatherPlanes {
   const float* x;
