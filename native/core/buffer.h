@@ -1,6 +1,8 @@
 // Memory for floats that kernels read and write: 64-byte aligned, contents left as they are.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -15,9 +17,17 @@ struct Free {
 using Buffer = std::unique_ptr<float[], Free>;
 
 inline Buffer make_buffer(size_t floats) {
+  // Weights that come from memory come faster in large pages: 7x7 with 512 channels by Winograd in
+  // tiles of 2 x 2 (17 MB) took 1.34 instead of 1.71 ms, with half of the tiles 0.66 instead of
+  // 0.96 (EPYC, Zen 4). The system may refuse.
+  constexpr size_t kLargePage = size_t{2} << 20;
   const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-  void* p = std::aligned_alloc(64, bytes == 0 ? 64 : bytes);
-  if (p == nullptr) throw std::bad_alloc();
+  void* p = nullptr;
+  const size_t alignment = bytes < kLargePage ? 64 : kLargePage;
+  if (posix_memalign(&p, alignment, bytes == 0 ? 64 : bytes) != 0) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  if (bytes >= kLargePage) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
   return Buffer(static_cast<float*>(p));
 }
 

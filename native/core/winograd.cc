@@ -29,12 +29,12 @@ constexpr int64_t kFewestChannels = 16;
 // 56x56 took 0.69 ms in tiles of 4 x 4 and 1.13 ms in tiles of 2 x 2, of which the products alone
 // are 0.49 and 0.87 ms; with 128 channels 28x28 took 0.59 and 1.00 ms, the products as long.
 constexpr double kTransforms = 10;
-// A weight's way to the second-level cache at 28 GB/s, and how much of it, or of the products, the
-// other of the two leaves uncovered. With weights from memory and 512 channels, 7x7 took 2.0 ms in
-// tiles of 4 x 4 (38 MB of weights, 0.7 ms of products), 1.41 ms in tiles of 2 x 2 (17 MB, 1.2 ms),
-// 0.85 ms in half as many of these, and 2.1 ms directly (9 MB).
-constexpr double kStream = 8.5;
-constexpr double kUncovered = 0.4;
+// A weight's way to the second-level cache at 24 GB/s, and how much of it, or of the products, the
+// other of the two leaves uncovered. With weights from memory and 512 channels, 7x7 took 1.9 ms in
+// tiles of 4 x 4 (38 MB of weights, 0.7 ms of products), 1.34 ms in tiles of 2 x 2 (17 MB, 1.2 ms),
+// 0.66 ms in half as many of these, and 2.1 ms directly (9 MB).
+constexpr double kStream = 10;
+constexpr double kUncovered = 0.2;
 // With few rows to spread them over, fetched lines would drive everything else from the first-level
 // cache. Into the second, 7x7 with 512 channels took 1.41 instead of 1.93 ms (3 groups of rows),
 // with half of the tiles 0.85 instead of 1.24 (2); 14x14 with 256 1.04 instead of 1.02 (5).

@@ -35,13 +35,13 @@ def natural_block(
     plane      channels dense single 2x2      4x4
     ========== ======== ===== ====== ======== ========
     56x56            64  0.82   0.82     0.70 **0.44**
-    28x28           128  0.67   0.67     0.58 **0.41**
-    14x14           256  0.91   0.86 **0.53**     0.51
-    7x7             512  1.41   1.18 **0.93**     0.88
+    28x28           128  0.67   0.67     0.58 **0.36**
+    14x14           256  0.85   0.85 **0.53**     0.44
+    7x7             512  1.34   1.22 **0.66**     0.70
     ========== ======== ===== ====== ======== ========
 
-    On the two small planes blocks of 4 are cut at the border and too few for a mask to be met
-    closely (16 and 4), and those of 2 are as fast.
+    On the two small planes blocks of 4 are cut at the border, and so few (16 and 4) that a mask
+    can hardly choose.
     """
     winograd = (
         tuple(kernel) == (3, 3)
