@@ -155,3 +155,15 @@ def test_only_the_last_layers_of_blocks_are_masked() -> None:
     for (name, mask), block in zip(sparsifier.masks.items(), (4, 4, 2), strict=True):
         tiles = mask.unfold(0, block, block).unfold(1, block, block).flatten(2)
         assert (tiles.all(2) | ~tiles.any(2)).all(), name
+
+
+def test_a_compiled_model_is_watched_without_compiling_it() -> None:
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    model = torch.compile(resnet8(10), backend=backend)
+    assert len(by_role(model)["block-last"]) == 3
+    assert not compiled

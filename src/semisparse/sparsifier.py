@@ -39,8 +39,8 @@ class Sparsifier:
     """Masks a model's convolutions and trains the masks in with it (arXiv 2309.06626, section 3).
 
     Per training step: :meth:`step`, then forward, backward and optimizer, then :meth:`observe`.
-    From the schedule's end on, or from :meth:`freeze`, the best draw is fixed at the final
-    sparsity.
+    From the schedule's end on, by default the first step, or from :meth:`freeze`, the best draw is
+    fixed at the final sparsity.
 
     The model runs once on the example input, in eval mode and without gradients, to learn the
     sizes of its planes; its parameters, buffers, training flags and the random state stay as they

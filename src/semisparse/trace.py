@@ -59,7 +59,9 @@ def trace(
     training = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.is_cuda}
     try:
-        with torch.random.fork_rng(devices), torch.no_grad(), watch:
+        # A compiled model would be compiled anew with the watch in it.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.random.fork_rng(devices), torch.no_grad(), eager, watch:
             model.eval()(*args, **kwargs)
     except Exception as error:
         raise ModelError(
