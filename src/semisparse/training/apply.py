@@ -114,7 +114,7 @@ def apply(
         sparsifier = _mask(model, images, dataclasses.replace(config, seed=seed))
         recalibrated = recalibrate(model, images, batch_size)
         change = Change.between(run(model, images, batch_size), dense)
-        # Of 8 draws at sparsities 0.1 and 0.2 on Fashion-MNIST, test accuracy correlates with the
+        # Of 8 random draws at 0.1 and 0.2 on Fashion-MNIST, test accuracy correlates with the
         # divergence by -0.90 and -0.89, with the agreement by 0.73 and 0.91, with the error by
         # -0.85 and -0.72.
         if all(change.divergence < other.divergence for other in tried):
