@@ -108,7 +108,11 @@ def train(
         str, typer.Option(help="sgd, adam, adamw or rmsprop.", rich_help_panel=_RECIPE)
     ] = "sgd",
     learning_rate: Annotated[
-        float, typer.Option(help="At the start; falls to 1% of it.", rich_help_panel=_RECIPE)
+        float,
+        typer.Option(
+            help="At the start; falls to 1% of it. Adam and AdamW want about 0.001.",
+            rich_help_panel=_RECIPE,
+        ),
     ] = 0.1,
     schedule: Annotated[
         str, typer.Option(help="How it falls: cosine or linear.", rich_help_panel=_RECIPE)
