@@ -62,7 +62,10 @@ def profile(model: Model, variant: Variant, threads: int, *, rounds: int) -> tup
             rounds,
             min_seconds=0.0,
         )
-        ours, stock = (_node_seconds(session) for session in sessions.values())
+        ours, stock = (
+            {name: statistics.median(seconds) for name, seconds in node_samples(session).items()}
+            for session in sessions.values()
+        )
     rows = []
     for node, group in groupby(variant.work.layers, key=lambda layer: layer.node):
         work = Work(tuple(group))
@@ -82,12 +85,15 @@ def profile(model: Model, variant: Variant, threads: int, *, rounds: int) -> tup
     return tuple(rows)
 
 
-def _node_seconds(session: onnxruntime.InferenceSession) -> dict[str, float]:
-    """Median seconds of every node by its name, freed of what ONNX Runtime adds to it."""
+def node_samples(session: onnxruntime.InferenceSession) -> dict[str, list[float]]:
+    """Ends a session's profile: by its name, the seconds of every call of a node.
+
+    The names are freed of what ONNX Runtime adds to them.
+    """
     events = json.loads(Path(session.end_profiling()).read_text())
     taken = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
             taken[name.removeprefix("fused ").removesuffix(ACTIVATED)].append(event["dur"] * 1e-6)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return taken

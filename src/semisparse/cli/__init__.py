@@ -18,6 +18,7 @@ from semisparse.cli.doctor import doctor
 from semisparse.cli.export import export
 from semisparse.cli.run import run
 from semisparse.cli.train import train
+from semisparse.cli.tune import tune
 from semisparse.errors import SemisparseError
 
 
@@ -89,6 +90,7 @@ def semisparse_command(
 app.command()(demo)
 app.command()(train)
 app.command()(apply)
+app.command()(tune)
 app.command()(export)
 app.command()(run)
 app.command()(compare)

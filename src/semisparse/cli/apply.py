@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semisparse.cli import options
+from semisparse.cli import options, trained
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from semisparse.training.apply import Applied
-    from semisparse.training.data import Normalisation
 
 
 def apply(
@@ -78,8 +75,10 @@ def apply(
     ] = None,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
+    masks: options.Masks = SparsityConfig.masks,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
+    only: options.Only = None,
     sparsity_config: options.SparsityFile = None,
 ) -> None:
     """Put masks on a trained model, adjust its batch norm on unlabelled images, and export it.
@@ -100,19 +99,17 @@ def apply(
 
     if model is None:
         raise ConfigError("There is no model; give --model, and --weights for a model by name.")
-    masks = options.masks(ctx, sparsity_config)
-    if masks is None:
+    config = options.masks(ctx, sparsity_config)
+    if config is None:
         raise ConfigError("There is nothing to apply at sparsity 0; give --sparsity.")
     for path in filter(None, (out, header)):
         check_writable(path)
-    if Path(model).is_dir():
-        network, batch = _of_run(Path(model), weights, calibrate, images, data_root, image_size)
-    else:
-        network, batch = _by_name(
-            model, weights, num_classes, calibrate, images, data_root, image_size
-        )
+    network, batch, _ = trained.load(
+        *(model, weights, num_classes, calibrate, data_root, image_size, images),
+        option="--calibrate",
+    )
     with Console(stderr=True).status(f"{len(batch)} images, {draws} draws of masks"):
-        applied = masking.apply(network, batch, masks, draws=draws)
+        applied = masking.apply(network, batch, config, draws=draws)
         report = export_onnx(network, batch[:1], out)
     if header is not None:
         export_header(network, header)
@@ -132,76 +129,6 @@ def apply(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _of_run(
-    folder: Path,
-    weights: str | None,
-    calibrate: str | None,
-    count: int,
-    data_root: str | None,
-    image_size: int | None,
-) -> tuple[nn.Module, Tensor]:
-    """The network of a run, and images, by default of the data that it was trained on."""
-    from semisparse.training import saved, settings
-
-    run = settings.read(folder)
-    if weights is not None:
-        raise ConfigError(
-            f"The run {folder} has weights of its own, but --weights is {weights}; give one of "
-            "them."
-        )
-    if run.sparsity is not None:
-        raise ConfigError(
-            f"The run {folder} has masks already; give a run without, or export this one with "
-            f"semisparse export --run {folder}."
-        )
-    network, _ = saved.load_dense(folder)
-    batch = _images(
-        calibrate or run.data,
-        count,
-        data_root or (run.data_root if calibrate is None else None),
-        image_size or run.image_size,
-        saved.normalisation(folder),
-    )
-    return network, batch
-
-
-def _by_name(
-    name: str,
-    weights: str | None,
-    num_classes: int,
-    calibrate: str | None,
-    count: int,
-    data_root: str | None,
-    image_size: int | None,
-) -> tuple[nn.Module, Tensor]:
-    """A model by name with its weights, and images as they want them."""
-    from semisparse.training import models
-
-    # A factory may give trained weights.
-    if weights is None and ":" not in name:
-        raise ConfigError(
-            f"The weights of {name} would be random, so masks change nothing of worth; give "
-            "--weights, DEFAULT or a file."
-        )
-    if calibrate is None:
-        raise ConfigError("There are no images to calibrate on; give --calibrate, a data set.")
-    normalisation = models.normalisation(name, weights)
-    batch = _images(calibrate, count, data_root, image_size, normalisation)
-    return models.create(name, num_classes, weights, batch.shape[1], exact=True), batch
-
-
-def _images(
-    name: str,
-    count: int,
-    data_root: str | None,
-    image_size: int | None,
-    normalisation: Normalisation | None,
-) -> Tensor:
-    from semisparse.training.data import calibration_images
-
-    return calibration_images(name, count, data_root, image_size, normalisation=normalisation)
 
 
 def _print(applied: Applied, count: int, draws: int) -> None:

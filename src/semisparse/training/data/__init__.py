@@ -7,6 +7,14 @@ images. Selection of masks and checkpoints sees the first two only.
 from semisparse.training.data.module import ImageData
 from semisparse.training.data.names import NAMES
 from semisparse.training.data.source import Normalisation
-from semisparse.training.data.splits import Splits, calibration_images, load
+from semisparse.training.data.splits import Splits, calibration_images, load, validation_images
 
-__all__ = ["NAMES", "ImageData", "Normalisation", "Splits", "calibration_images", "load"]
+__all__ = [
+    "NAMES",
+    "ImageData",
+    "Normalisation",
+    "Splits",
+    "calibration_images",
+    "load",
+    "validation_images",
+]

@@ -101,6 +101,31 @@ def calibration_images(
     return torch.cat([batch for batch, _ in loader])
 
 
+def validation_images(
+    name: str,
+    count: int,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    *,
+    normalisation: Normalisation | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+    """At most `count` images `[N, channels, image_size, image_size]`, labels `[N]`, and how many
+    classes there are; `None` where the images are without labels.
+
+    They are drawn from the validation split, the same ones every time. Arguments and errors
+    otherwise as `load`.
+    """
+    if open_unlabelled(name, root) is not None:
+        return None
+    splits = load(name, root, image_size, normalisation=normalisation)
+    held_out = splits.val
+    chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:count])
+    some = ImageSet(held_out.source.take(chosen), held_out.prepare, held_out.finish)
+    batches = list(ImageLoader(some, EvaluationOrder(len(some)), 64, split="validation images"))
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return images, labels, len(splits.classes)
+
+
 def _split(name: str, source: Source) -> tuple[Labelled, Labelled, Labelled]:
     train, val, test = source.train, source.val, source.test
 

@@ -1,0 +1,108 @@
+"""A trained model, of a run or by name, and the data that it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semisparse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from semisparse.training.data import Normalisation
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images prepared as for a model; all entries are as `training.data.load` takes them."""
+
+    name: str
+    root: str | None
+    image_size: int | None
+    normalisation: Normalisation | None
+
+    def images(self, count: int) -> Tensor:
+        """Some of the training split, without labels."""
+        from semisparse.training.data import calibration_images
+
+        return calibration_images(
+            self.name, count, self.root, self.image_size, normalisation=self.normalisation
+        )
+
+    def validation(self, count: int) -> tuple[Tensor, Tensor, int] | None:
+        """Some of the validation split, their labels, and the number of classes.
+
+        None for images without labels.
+        """
+        from semisparse.training.data import validation_images
+
+        return validation_images(
+            self.name, count, self.root, self.image_size, normalisation=self.normalisation
+        )
+
+
+def load(
+    model: str,
+    weights: str | None,
+    num_classes: int,
+    data: str | None,
+    data_root: str | None,
+    image_size: int | None,
+    count: int,
+    *,
+    option: str,
+) -> tuple[nn.Module, Tensor, Data]:
+    """The network in evaluation mode, up to `count` images, and where those are from.
+
+    `model` is the folder of a run without masks, whose data are the default, or a name as
+    `training.models.create` takes it; `option` is what gives the data.
+    """
+    if Path(model).is_dir():
+        return _of_run(Path(model), weights, data, data_root, image_size, count)
+    from semisparse.training import models
+
+    # A factory may give trained weights.
+    if weights is None and ":" not in model:
+        raise ConfigError(
+            f"The weights of {model} would be random, so masks change nothing of worth; give "
+            "--weights, DEFAULT or a file."
+        )
+    if data is None:
+        raise ConfigError(f"There are no images for {model}; give {option}, a data set.")
+    source = Data(data, data_root, image_size, models.normalisation(model, weights))
+    images = source.images(count)
+    network = models.create(model, num_classes, weights, images.shape[1], exact=True)
+    return network.eval(), images, source
+
+
+def _of_run(
+    folder: Path,
+    weights: str | None,
+    data: str | None,
+    data_root: str | None,
+    image_size: int | None,
+    count: int,
+) -> tuple[nn.Module, Tensor, Data]:
+    from semisparse.training import saved, settings
+
+    run = settings.read(folder)
+    if weights is not None:
+        raise ConfigError(
+            f"The run {folder} has weights of its own, but --weights is {weights}; give one of "
+            "them."
+        )
+    if run.sparsity is not None:
+        raise ConfigError(
+            f"The run {folder} has masks already; give a run without, or export this one with "
+            f"semisparse export --run {folder}."
+        )
+    network, _ = saved.load_dense(folder)
+    source = Data(
+        data or run.data,
+        data_root or (run.data_root if data is None else None),
+        image_size or run.image_size,
+        saved.normalisation(folder),
+    )
+    return network, source.images(count), source

@@ -1,0 +1,253 @@
+"""What masks save in each layer, measured where the model is to run. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from semisparse.bench import machine
+from semisparse.bench.layers import node_samples
+from semisparse.bench.peers.onnxruntime import runner, session_options
+from semisparse.bench.timing import interleave
+from semisparse.bench.work import Layer, read
+from semisparse.errors import ConfigError, LibraryError
+from semisparse.feeds import random_feeds
+from semisparse.runtime import InferenceSession
+from semisparse.tune.cache import Cache
+from semisparse.tune.table import LatencyTable, Option, Unit
+from semisparse.tune.variants import Place, can_mask, places, put_masks
+
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        sparsities: to choose from, each in (0, 1).
+        fill: of masked positions, "nearest" or "bias".
+        block: side of the squares that are masked as a whole, or "auto" for a choice.
+        threads: of the session.
+        rounds: samples of each layer at each sparsity.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    sparsities: tuple[float, ...] = SPARSITIES
+    fill: str = "nearest"
+    block: int | str = "auto"
+    threads: int = 1
+    rounds: int = 30
+
+    def __post_init__(self) -> None:
+        if not self.sparsities or not all(0 < value < 1 for value in self.sparsities):
+            raise ConfigError(
+                f"The sparsities are {list(self.sparsities)}; give some between 0 and 1."
+            )
+        if self.fill not in ("bias", "nearest"):
+            raise ConfigError(f"There is no fill {self.fill!r}; known are bias and nearest.")
+        if self.block != "auto" and (not isinstance(self.block, int) or self.block < 1):
+            raise ConfigError(f"The block is {self.block!r}; give auto, or a side from 1.")
+        if self.threads < 1 or self.rounds < 4:
+            raise ConfigError(
+                f"threads is {self.threads} and rounds is {self.rounds}; give 1 or more threads "
+                "and 4 or more rounds."
+            )
+
+
+def measure(
+    path: Path,
+    settings: Settings,
+    cache: Path,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> LatencyTable:
+    """Times each convolution of a file dense and at each sparsity.
+
+    All convolutions of a copy of the file are masked alike, and the copy and the file take turns
+    under ONNX Runtime's profiler: so a layer finds the caches as in use, its weights in memory,
+    and its two times come from the same moment. A chain, which is one operator, is timed as a
+    whole (see `variants.Place`).
+
+    Args:
+        path: an exported model without masks, of one input.
+        settings: how.
+        cache: a file that keeps what is measured, so that an interrupted measurement goes on.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        FileFormatError: the file has masks, or was not exported by semisparse.
+        LibraryError: the installation is not well, or the library does not serve the file.
+        MissingExtraError: onnx is not installed.
+    """
+    model = read(path)
+    found = places(model, settings.block)
+    described = machine.describe()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    conditions = [settings.fill, settings.block, settings.threads, settings.rounds]
+    known = Cache(cache, {"file": digest, "settings": conditions, "cpu": described["cpu"]})
+    steps = [
+        (index, sparsity)
+        for index in range(max(len(place.choices) for place in found))
+        for sparsity in settings.sparsities
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        meter = _Meter(path, settings, Path(folder))
+        if "dense" not in known:
+            known["dense"] = meter.dense([place.node for place in found])
+        for done, (index, sparsity) in enumerate(steps):
+            progress(done, len(steps))
+            name = f"{index} {sparsity:g}"
+            if name in known:
+                continue
+            masked = {
+                place: place.choices[index]
+                for place in found
+                if index < len(place.choices) and can_mask(place, place.choices[index], sparsity)
+            }
+            copy = put_masks(model, masked, sparsity, settings.fill)
+            known[name] = meter.saved(copy, [place.node for place in masked])
+    progress(len(steps), len(steps))
+    total, seconds = known["dense"]
+    units = tuple(
+        _unit(place, seconds[place.node], [(i, s, known[f"{i} {s:g}"]) for i, s in steps])
+        for place in found
+    )
+    return LatencyTable(
+        described,
+        settings.threads,
+        settings.fill,
+        settings.block,
+        meter.input_shape,
+        total,
+        units,
+    )
+
+
+def check_fits(table: LatencyTable, source: Path, path: Path) -> None:
+    """Whether a table, from the file `source`, is of the model in the file `path`.
+
+    Raises:
+        ConfigError: it is of another one, or of another input size.
+        FileFormatError: as `measure`.
+    """
+    here = [_signature(place.layers) for place in places(read(path), table.block)]
+    there = [tuple(zip(u.layers, u.weights, u.planes, strict=True)) for u in table.units]
+    for ours, theirs in zip_longest(here, there, fillvalue=()):
+        if ours != theirs:
+            raise ConfigError(
+                f"{source} is not of this model: it has {theirs or 'no layer'} where the model has "
+                f"{ours or 'no layer'}; measure this model, at the same image size."
+            )
+
+
+def _signature(layers: Sequence[Layer]) -> tuple[tuple[str, tuple[int, ...], tuple[int, int]], ...]:
+    return tuple((layer.name, layer.weights, layer.plane) for layer in layers)
+
+
+def _unit(
+    place: Place, seconds: float, steps: Iterable[tuple[int, float, dict[str, list[float]]]]
+) -> Unit:
+    return Unit(
+        layers=tuple(layer.name for layer in place.layers),
+        weights=tuple(layer.weights for layer in place.layers),
+        planes=tuple(layer.plane for layer in place.layers),
+        seconds=seconds,
+        options=tuple(
+            Option(*place.choices[index], sparsity, *saved[place.node])
+            for index, sparsity, saved in steps
+            if place.node in saved
+        ),
+    )
+
+
+class _Meter:
+    """Times nodes of a file's copies beside those of the file."""
+
+    def __init__(self, path: Path, settings: Settings, folder: Path) -> None:
+        self._path, self._settings, self._folder = path, settings, folder
+        session = self._session(path, profiled=False)
+        # What the values are does not change the time.
+        feeds = list(random_feeds(session, 0).values())
+        if len(feeds) != 1:
+            raise ConfigError(
+                f"{path} has {len(feeds)} inputs; only models of one input can be tuned."
+            )
+        self._x = feeds[0]
+        self.input_shape = tuple(self._x.shape)
+
+    def dense(self, nodes: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """Seconds of the file, and of its nodes."""
+        # The profiler takes time of its own, which counts in a small network.
+        plain, profiled = (self._session(self._path, profiled=flag) for flag in (False, True))
+        timing = interleave(
+            {"plain": runner(plain, self._x), "profiled": runner(profiled, self._x)},
+            self._settings.rounds,
+            min_seconds=0.0,
+        )
+        samples = self._samples(profiled, nodes)
+        seconds = {name: _middle(values)[0] for name, values in samples.items()}
+        total = timing.latency("plain").median
+        # The nodes cannot take longer than all of the model: what is above is the profiler's.
+        scale = min(1.0, total / sum(seconds.values()))
+        return total, {name: scale * seconds[name] for name in nodes}
+
+    def saved(self, copy: onnx.ModelProto, nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """By node, the share of its time that the masks of the copy save, and its noise."""
+        path = self._folder / "masked.onnx"
+        path.write_bytes(copy.SerializeToString())
+        dense, masked = (self._session(file, profiled=True) for file in (self._path, path))
+        interleave(
+            {"dense": runner(dense, self._x), "masked": runner(masked, self._x)},
+            self._settings.rounds,
+            min_seconds=0.0,
+        )
+        before, after = self._samples(dense, nodes), self._samples(masked, nodes)
+        result = {}
+        for name in nodes:
+            whole, _ = _middle(before[name])
+            gain, noise = _middle(before[name] - after[name])
+            result[name] = (gain / whole, noise / whole) if whole > 0 else (0.0, 0.0)
+        return result
+
+    def _session(self, path: Path, *, profiled: bool) -> InferenceSession:
+        options = session_options(self._settings.threads)
+        options.enable_profiling = profiled
+        options.profile_file_prefix = str(self._folder / "profile")
+        return InferenceSession(path, sess_options=options)
+
+    def _samples(
+        self, session: InferenceSession, nodes: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Seconds of each node in the rounds, without the call that precedes each sample."""
+        samples = node_samples(session)
+        if missing := [name for name in nodes if name not in samples]:
+            raise LibraryError(
+                f"ONNX Runtime runs {missing[0]} of {self._path} by its portable body, because the "
+                "operator library does not know it; reinstall semisparse, or export again."
+            )
+        last = 2 * self._settings.rounds
+        return {name: np.array(values[-last:][1::2]) for name, values in samples.items()}
+
+
+def _middle(samples: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean of the middle half, and its standard error.
+
+    The profiler counts whole microseconds, of which a mean tells parts and a median does not.
+    """
+    ordered = np.sort(samples)
+    quarter = len(ordered) // 4
+    middle = ordered[quarter : len(ordered) - quarter]
+    # Of normal samples the interquartile range is 1.35 deviations, and the standard error of this
+    # mean 1.09 deviations over the root of their number.
+    spread = 0.81 * float(middle[-1] - middle[0]) / len(ordered) ** 0.5
+    return float(middle.mean()), spread

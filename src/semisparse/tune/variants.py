@@ -1,0 +1,205 @@
+"""Masks put into an exported file without the model that it came from, to time what they save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from semisparse import ops
+from semisparse.bench.work import Layer, work_of
+from semisparse.blocks import natural_block
+from semisparse.errors import FileFormatError
+
+# Of the additive recurrence whose points cover a square most evenly (M. Roberts, "The unreasonable
+# effectiveness of quasirandom sequences", 2018): 1 / g and 1 / g^2 where g^3 = g + 1.
+_STEPS = (0.7548776662466927, 0.5698402909980532)
+
+
+class Choice(NamedTuple):
+    """Layers of a place that are masked alike, in squares with sides of `block` positions."""
+
+    layers: tuple[str, ...]
+    block: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A convolution of a file, or a chain of them.
+
+    Attributes:
+        node: its name.
+        layers: of it, in order.
+        choices: how it may be masked. All layers, or of a chain all but the expansion, whose
+            positions the depthwise stage spreads over their neighbours; in the blocks that suit
+            the layer's algorithm, or in single positions.
+    """
+
+    node: str
+    layers: tuple[Layer, ...]
+    choices: tuple[Choice, ...]
+
+
+def places(model: onnx.ModelProto, block: int | str) -> tuple[Place, ...]:
+    """Where masks can be in a file without masks.
+
+    Args:
+        model: as exported.
+        block: side of the squares of positions that are masked as a whole; or "auto", both what
+            suits a layer and single positions, which save less time and keep more accuracy.
+
+    Raises:
+        FileFormatError: the file has masks, or no operator of semisparse.
+    """
+    nodes = {node.name: node for node in model.graph.node if _is_ours(node)}
+    if not nodes:
+        raise FileFormatError(
+            "the file has no convolution of semisparse; give a file that semisparse exported."
+        )
+    if masked := [name for name, node in nodes.items() if _parse(node.op_type).fill]:
+        raise FileFormatError(
+            f"{masked[0]} is masked already; give the file of the model without masks."
+        )
+    found = []
+    layers = [layer for layer in work_of(model).layers if layer.node in nodes]
+    # A layer that is called again has one mask for all calls, so it is no choice of one node.
+    calls = Counter(_layer(layer.name) for layer in layers)
+    for name, group in groupby(layers, key=lambda layer: layer.node):
+        members = tuple(group)
+        names = tuple(layer.name for layer in members)
+        subsets = [names]
+        if nodes[name].op_type.startswith("Expand"):
+            subsets.append(names[1:])
+        sides = {1, *(_natural(layer, nodes[name], len(members)) for layer in members)}
+        if block != "auto":
+            sides = {int(block)}
+        choices = tuple(Choice(*pair) for pair in product(subsets, sorted(sides)))
+        if any(calls[_layer(layer)] > 1 for layer in names):
+            choices = ()
+        found.append(Place(name, members, choices))
+    return tuple(found)
+
+
+def can_mask(place: Place, choice: Choice, sparsity: float) -> bool:
+    """Whether each layer of the choice has masked positions at that sparsity."""
+    return not any(
+        spread_mask(*layer.plane, sparsity, choice.block).all()
+        for layer in place.layers
+        if layer.name in choice.layers
+    )
+
+
+def put_masks(
+    model: onnx.ModelProto, masked: Mapping[Place, Choice], sparsity: float, fill: str
+) -> onnx.ModelProto:
+    """A copy in which these places are masked.
+
+    The masks are spread evenly, but are no masks to train with: what they hold is nearly right,
+    and takes the same time.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    by_node = {place.node: (place, choice) for place, choice in masked.items()}
+    constants: dict[str, NDArray[np.generic]] = {}
+    for node in result.graph.node:
+        if node.name not in by_node:
+            continue
+        place, choice = by_node[node.name]
+        own = []
+        for layer in place.layers:
+            wanted = sparsity if layer.name in choice.layers else 0.0
+            mask = spread_mask(*layer.plane, wanted, choice.block)
+            name = f"{layer.name}/{fill}"
+            constants[name] = mask.astype(np.uint8) if fill == "bias" else _source(mask)
+            own.append(name)
+        # X, then weights and bias of each stage, then the residual.
+        inputs = list(node.input)
+        staged = [(*inputs[1 + 2 * i : 3 + 2 * i], name) for i, name in enumerate(own)]
+        rest = inputs[1 + 2 * len(own) :]
+        node.op_type = dataclasses.replace(_parse(node.op_type), fill=fill).name
+        node.ClearField("input")
+        node.input.extend([inputs[0], *(name for stage in staged for name in stage), *rest])
+    result.graph.initializer.extend(
+        numpy_helper.from_array(values, name) for name, values in constants.items()
+    )
+    bodies = {
+        body.name: body
+        for name in {node.op_type for node in result.graph.node if node.domain == ops.DOMAIN}
+        for body in ops.portable_bodies(name)
+    }
+    result.ClearField("functions")
+    result.functions.extend(bodies.values())
+    return result
+
+
+def spread_mask(height: int, width: int, sparsity: float, block: int) -> NDArray[np.bool_]:
+    """A mask `[height, width]` of evenly spread blocks, True where computed; one block always is.
+
+    As many blocks are masked as by `semisparse.masks.mask_from_score`.
+    """
+    rows, columns = math.ceil(height / block), math.ceil(width / block)
+    heights = np.minimum(block, height - block * np.arange(rows))
+    widths = np.minimum(block, width - block * np.arange(columns))
+    areas = np.outer(heights, widths).ravel()
+    row, column = np.indices((rows, columns))
+    score = (_STEPS[0] * row + _STEPS[1] * column) % 1
+    order = score.ravel().argsort(kind="stable")
+    masked = areas[order].cumsum() - areas[order]
+    taken = int(np.abs(masked - round(sparsity * height * width)).argmin())
+    computed = np.ones(rows * columns, np.bool_)
+    computed[order[:taken]] = False
+    blocks = computed.reshape(rows, columns)
+    return blocks.repeat(block, 0).repeat(block, 1)[:height, :width]
+
+
+def _source(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """A source map by which each masked position copies the computed one before it."""
+    index = np.arange(mask.size, dtype=np.int32)
+    before = np.maximum.accumulate(np.where(mask.ravel(), index, -1))
+    source = np.where(before < 0, index[mask.ravel()][0], before)
+    return source.astype(np.int32).reshape(mask.shape)
+
+
+def _is_ours(node: onnx.NodeProto) -> bool:
+    return node.domain == ops.DOMAIN and node.op_type.startswith(("Conv", *ops.CHAIN_FORMS))
+
+
+def _parse(op_type: str) -> ops.ConvOp | ops.ChainOp:
+    try:
+        if op_type.startswith("Conv"):
+            return ops.ConvOp.parse(op_type)
+        return ops.ChainOp.parse(op_type)
+    except ValueError as error:
+        raise FileFormatError(
+            f"{op_type} is no operator of this semisparse; export the model again."
+        ) from error
+
+
+def _layer(name: str) -> str:
+    """Without the number of the call."""
+    return name.partition("#")[0]
+
+
+def _natural(layer: Layer, node: onnx.NodeProto, stages: int) -> int:
+    # In a chain the attributes are those of the depthwise stage.
+    own = stages == 1 or layer.weights[1] == 1
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} if own else {}
+    groups = given.get("group", 1)
+    return natural_block(
+        layer.weights[2:],
+        given.get("strides", (1, 1)),
+        given.get("dilations", (1, 1)),
+        groups,
+        layer.weights[1] * groups,
+        layer.weights[0],
+        *layer.plane,
+    )

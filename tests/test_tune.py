@@ -1,0 +1,422 @@
+"""The sparsity of each layer, chosen by measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.progress import Progress
+from torch import nn
+from typer.testing import CliRunner
+
+from semisparse import masks
+from semisparse.cli import app
+from semisparse.config import SparsityConfig
+from semisparse.errors import FileFormatError
+from semisparse.export import export_onnx
+from semisparse.runtime import InferenceSession
+from semisparse.sparsifier import Sparsifier
+from semisparse.training import run, saved
+from semisparse.training.apply import Change
+from semisparse.training.settings import TrainSettings
+from semisparse.tune import latency, sensitivity
+from semisparse.tune.allocation import allocate, gain, largest_gain
+from semisparse.tune.cache import Cache
+from semisparse.tune.table import LatencyTable, Option, Unit
+from semisparse.tune.variants import can_mask, places, put_masks, spread_mask
+
+QUICK = {"model": "semisparse/resnet8", "data": "digits", "image_size": 16, "batch_size": 64}
+FEW = ["--images", 60, "--rounds", 4, "--sparsities", "0.3,0.6"]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "dense"
+    run.train(TrainSettings(**QUICK, epochs=2), out, progress=Progress(disable=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(dense) -> Path:
+    path = dense.parent / "dense.onnx"
+    export_onnx(saved.load_dense(dense)[0], torch.zeros(1, 1, 16, 16), path, verify=False)
+    return path
+
+
+def table_of(path: Path, saving: float = 0.8) -> LatencyTable:
+    """As it would be measured where masks save that share of what they mask, and no noise is."""
+    units = tuple(
+        Unit(
+            layers=tuple(layer.name for layer in place.layers),
+            weights=tuple(layer.weights for layer in place.layers),
+            planes=tuple(layer.plane for layer in place.layers),
+            seconds=sum(layer.flops for layer in place.layers) * 1e-10,
+            options=tuple(
+                Option(*choice, sparsity, saving * sparsity, 0.01)
+                for choice in place.choices
+                for sparsity in (0.2, 0.4, 0.6)
+                if can_mask(place, choice, sparsity)
+            ),
+        )
+        for place in places(onnx.load(path), "auto")
+    )
+    seconds = 1.1 * sum(unit.seconds for unit in units)
+    return LatencyTable({"cpu": "a board"}, 1, "nearest", "auto", (1, 1, 16, 16), seconds, units)
+
+
+def command(*arguments: object):
+    return CliRunner().invoke(app, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def refused(*arguments: object) -> str:
+    result = command(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+# The choice.
+
+
+def unit_of(name: str, seconds: float, *saved: tuple[float, float]) -> Unit:
+    options = tuple(Option((name,), 1, s, share, 0.0) for s, share in saved)
+    return Unit((name,), ((8, 8, 3, 3),), ((8, 8),), seconds, options)
+
+
+numbers = st.integers(0, 1000).map(lambda n: n / 1000)
+layers = st.lists(
+    st.tuples(st.integers(1, 50), st.lists(st.tuples(numbers, numbers), max_size=3)), max_size=4
+)
+
+
+@given(layers, st.floats(0.01, 1))
+def test_the_choice_is_the_best_of_all(shapes, share):
+    units, costs = [], {}
+    for index, (seconds, options) in enumerate(shapes):
+        saved = [(0.1 * (k + 1), kept) for k, (kept, _) in enumerate(options)]
+        units.append(unit_of(f"layer{index}", seconds * 1e-4, *saved))
+        for option, (_, cost) in zip(units[-1].options, options, strict=True):
+            costs[units[-1].name, option] = cost
+    needed = share * largest_gain(units, costs)
+    taken = allocate(units, costs, needed)
+
+    def total(choice) -> tuple[float, float]:
+        pairs = [(u, o) for u, o in zip(units, choice, strict=True) if o is not None]
+        return sum(gain(u, o) for u, o in pairs), sum(costs[u.name, o] for u, o in pairs)
+
+    every = itertools.product(*([None, *(o for o in unit.options if o.pays)] for unit in units))
+    best = min(cost for won, cost in map(total, every) if won >= needed * (1 - 1e-9))
+    won, cost = total([taken.get(unit.name) for unit in units])
+    assert won >= needed * (1 - 1e-6)
+    assert cost == pytest.approx(best, abs=1e-9)
+
+
+def test_options_within_the_noise_are_not_taken():
+    unit = unit_of("conv", 1.0)
+    doubtful, sure = Option(("conv",), 1, 0.5, 0.1, 0.06), Option(("conv",), 1, 0.6, 0.1, 0.04)
+    unit = dataclasses.replace(unit, options=(doubtful, sure))
+    costs = {("conv", doubtful): 0.0, ("conv", sure): 1.0}
+    assert allocate([unit], costs, 0.05) == {"conv": sure}
+    assert largest_gain([unit], {("conv", doubtful): 0.0}) == 0
+
+
+# Masks in an exported file.
+
+
+@given(*(st.integers(1, 20), st.integers(1, 20)), st.floats(0.01, 0.99), st.sampled_from([1, 2, 4]))
+def test_as_many_positions_are_masked_as_by_a_model(height, width, sparsity, block):
+    mask = spread_mask(height, width, sparsity, block)
+    assert mask.shape == (height, width)
+    assert mask.any()
+    step = block * block / 2
+    assert abs((~mask).sum() - sparsity * height * width) <= step + 0.5 or mask.sum() <= 2 * step
+    if height % block == width % block == 0:
+        score = torch.rand(height, width, dtype=torch.float64)
+        own = masks.mask_from_score(score, sparsity, block)
+        assert int((~own).sum()) == (~mask).sum()
+
+
+def test_masks_are_spread():
+    """No computed position is far off, as it would be in a corner of masked ones."""
+    mask = torch.from_numpy(spread_mask(32, 32, 0.5, 1))
+    source = masks.source_map(mask, "nearest").flatten().long()
+    index = torch.arange(32 * 32)
+    apart = torch.maximum((source // 32 - index // 32).abs(), (source % 32 - index % 32).abs())
+    assert apart.max() == 1
+
+
+class Inverted(nn.Module):
+    """An inverted residual, a plain convolution, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.block = nn.Sequential(
+            *(nn.Conv2d(16, 64, 1), nn.ReLU6()),
+            *(nn.Conv2d(64, 64, 3, 1, 1, groups=64), nn.ReLU6()),
+            nn.Conv2d(64, 16, 1),
+        )
+        self.again = nn.Conv2d(16, 16, 3, 1, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = x + self.block(x)
+        x = self.again(self.again(x).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def inverted(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("inverted") / "model.onnx"
+    torch.manual_seed(0)
+    export_onnx(Inverted().eval(), torch.zeros(1, 3, 32, 32), path, verify=False)
+    return path
+
+
+def test_a_chain_is_one_place_and_a_repeated_layer_none(inverted):
+    found = places(onnx.load(inverted), "auto")
+    names = [tuple(layer.name for layer in place.layers) for place in found]
+    assert names[0] == ("stem",)
+    chain = found[1]
+    assert len(chain.layers) == 3
+    assert chain.choices == ((names[1], 1), (names[1][1:], 1))
+    assert names[2:] == [("again",), ("again#2",)]
+    assert found[2].choices == found[3].choices == ()
+
+
+def test_blocks_are_single_positions_and_what_training_would_take(exported, dense):
+    config = SparsityConfig(0.5, block="auto")
+    model, _ = saved.load_dense(dense)
+    sparsifier = Sparsifier(model, torch.zeros(1, 1, 16, 16), config, 1)
+    found = {place.node: place for place in places(onnx.load(exported), "auto")}
+    assert found.keys() == sparsifier.masks.keys()
+    for name, rule in sparsifier._rules.items():
+        assert {choice.block for choice in found[name].choices} == {1, rule.block}
+    assert {rule.block for rule in sparsifier._rules.values()} == {1, 2, 4}
+    assert {c.block for place in places(onnx.load(exported), 3) for c in place.choices} == {3}
+
+
+@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("choice", [0, 1])
+def test_masks_in_a_file_compute_what_they_do_in_torch(inverted, fill, choice):
+    """By the portable bodies: the library's operators have tests of their own."""
+    model = onnx.load(inverted)
+    masked = {
+        place: place.choices[choice] for place in places(model, 1) if choice < len(place.choices)
+    }
+    copy = put_masks(model, masked, 0.5, fill)
+    onnx.checker.check_model(copy, full_check=True)
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    session = InferenceSession(copy.SerializeToString(), library=False)
+    (output,) = session.run(None, {"input": x})
+    torch.manual_seed(0)
+    network = Inverted().eval()
+    layers = dict(network.named_modules())
+    names = [name for chosen in masked.values() for name in chosen.layers]
+    assert len(names) == (4, 2)[choice]
+    config = SparsityConfig(0.5, only=names, fill=fill)
+    Sparsifier(network, torch.zeros(1, 3, 32, 32), config, 1).freeze()
+    for place in masked:
+        for layer in place.layers:
+            if layer.name in names:
+                mask = torch.from_numpy(spread_mask(*layer.plane, 0.5, 1))
+                layers[layer.name].set_mask(mask)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    if fill == "bias":
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+    else:
+        # Masked positions copy another computed one than the nearest.
+        assert output.shape == expected.shape
+        assert np.isfinite(output).all()
+
+
+def test_files_that_cannot_have_masks_are_refused(exported, dense, tmp_path):
+    model, _ = saved.load_dense(dense)
+    Sparsifier(model, torch.zeros(1, 1, 16, 16), SparsityConfig(0.3), 1).freeze()
+    path = tmp_path / "masked.onnx"
+    export_onnx(model, torch.zeros(1, 1, 16, 16), path, verify=False)
+    with pytest.raises(FileFormatError, match="masked already"):
+        places(onnx.load(path), 1)
+    plain = onnx.load(exported)
+    for node in plain.graph.node:
+        node.domain = ""
+    with pytest.raises(FileFormatError, match="no convolution of semisparse"):
+        places(plain, 1)
+
+
+# What is measured.
+
+
+def test_latencies_are_of_every_layer_and_go_on_where_they_were(exported, tmp_path, monkeypatch):
+    settings = latency.Settings((0.3, 0.6), rounds=4)
+    cache = tmp_path / "latencies.json"
+    calls = []
+    real = latency._Meter.saved
+
+    def failing(self, copy, nodes):
+        calls.append(nodes)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, copy, nodes)
+
+    monkeypatch.setattr(latency._Meter, "saved", failing)
+    with pytest.raises(KeyboardInterrupt):
+        latency.measure(exported, settings, cache)
+    first = json.loads(cache.read_text())["values"]
+    assert first.keys() == {"dense", "0 0.3"}
+    table = latency.measure(exported, settings, cache)
+    assert len(calls) == 5  # two blocks at two sparsities, one of them tried twice
+    assert json.loads(cache.read_text())["values"]["0 0.3"] == first["0 0.3"]
+
+    assert [unit.name for unit in table.units][:2] == ["stem.0", "layer1.0.conv1"]
+    assert all(unit.seconds > 0 for unit in table.units)
+    assert sum(unit.seconds for unit in table.units) <= table.seconds
+    assert {o.sparsity for unit in table.units for o in unit.options} == {0.3, 0.6}
+    path = tmp_path / "table.json"
+    table.save(path)
+    assert LatencyTable.load(path) == table
+
+    latency.measure(exported, latency.Settings((0.3,), rounds=5), cache)
+    assert len(calls) == 7  # other settings are another measurement
+
+
+def test_a_cache_that_is_damaged_is_measured_again(tmp_path):
+    path = tmp_path / "cache.json"
+    for text in ("", "{", "[1]", '{"key": 3}'):
+        path.write_text(text)
+        cache = Cache(path, {"a": (1, 2)})
+        assert "x" not in cache
+        cache["x"] = [1.5]
+        assert Cache(path, {"a": [1, 2]})["x"] == [1.5]
+        assert "x" not in Cache(path, {"a": [1, 3]})
+
+
+def test_sensitivities_are_those_of_a_layer_masked_alone(dense, exported, tmp_path):
+    model, _ = saved.load_dense(dense)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(40, 1, 16, 16)
+    config = SparsityConfig(0.5, seed=3)
+    unit = table_of(exported).units[1]
+    candidates = [(unit, option) for option in unit.options]
+    cache = Cache(tmp_path / "s.json", sensitivity.key(model, images, config))
+    costs = sensitivity.measure(model, images, candidates, config, cache)
+    assert len(costs) == len(unit.options) == 6
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[name], value)
+
+    with torch.no_grad():
+        reference = model(images)
+        option = unit.options[-2]
+        assert (option.block, option.sparsity) == (4, 0.4)
+        alone = SparsityConfig(0.4, only=unit.layers, block=4, seed=3)
+        Sparsifier(model, images[:1], alone, 1).freeze()
+        expected = Change.between(model(images), reference).divergence
+    assert costs[unit.name, option] == pytest.approx(expected, rel=1e-4)
+
+
+# What a user does.
+
+
+def test_the_command_tunes_a_run(dense, tmp_path):
+    out = tmp_path / "sparsity.json"
+    result = command(dense, "--max-drop", 60, *FEW, "--skip", "1x1", "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    config = SparsityConfig.from_json(out.read_text())
+    masked = {name for unit in figures["units"] if unit["masked"] for name in unit["layers"]}
+    assert masked == set(config.per_layer)
+    assert masked
+    assert {"layer2.0.downsample.0", "layer3.0.downsample.0"} <= set(config.skip)
+    by_name = {unit["layers"][0]: unit["reason"] for unit in figures["units"]}
+    assert by_name["layer2.0.downsample.0"].startswith("skipped")
+    assert figures["predicted"]["speedup"] > 1
+    assert figures["measured"]["speedup"]["median"] > 0
+    assert figures["measured"]["drop"]["points"] <= 60
+    # The masks that were measured are those that anyone makes of the file.
+    model, _ = saved.load_dense(dense)
+    sparsifier = Sparsifier(model, torch.zeros(1, 1, 16, 16), config, 1)
+    assert set(sparsifier.masks) == masked
+    # Again, from what was measured.
+    kept = (out.with_suffix(".tune") / "sensitivities.json").read_text()
+    again = command(dense, "--max-drop", 60, *FEW, "--skip", "1x1", "--out", out)
+    assert again.exit_code == 0, again.output
+    assert "speedup" in again.stdout
+    assert (out.with_suffix(".tune") / "sensitivities.json").read_text() == kept
+
+
+def test_the_command_takes_the_latencies_of_another_machine(dense, exported, tmp_path):
+    path, out = tmp_path / "latencies.json", tmp_path / "sparsity.json"
+    table = table_of(exported)
+    table.save(path)
+    arguments = [dense, "--images", 60, "--latencies", path, "--out", out]
+    result = command(*arguments, "--target-speedup", 1.2, "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures["predicted"]["speedup"] >= 1.2 - 1e-6
+    assert figures["measured"]["speedup"] is None
+    uniform = 0.2 / 1.1 / 0.8  # what all layers alike would need
+    assert len(set(SparsityConfig.from_json(out.read_text()).per_layer.values()) - {uniform}) > 1
+    seconds = 1e3 * figures["predicted"]["seconds"]
+    by_time = command(*arguments, "--latency-ms", seconds * (1 + 1e-9), "--json")
+    assert json.loads(by_time.stdout)["units"] == figures["units"]
+
+    best = refused(*arguments, "--target-speedup", 5)
+    assert "the best is" in best
+    assert "needs none" in refused(*arguments, "--latency-ms", 1e3)
+    assert "least drop" in refused(*arguments, "--max-drop", 1e-9) or out.is_file()
+    for option in (["--threads", 1], ["--block", 2], ["--fill", "bias"]):
+        said = refused(*arguments, "--target-speedup", 1.2, *option)
+        assert f"{option[0]} is decided by --latencies" in said
+    other = Unit(*(("conv",), ((8, 8, 3, 3),), ((8, 8),), 1.0), ())
+    dataclasses.replace(table, units=(other, *table.units[1:])).save(path)
+    assert "is not of this model" in refused(*arguments, "--target-speedup", 1.2)
+    path.write_text("{}")
+    assert "no table of latencies" in refused(*arguments, "--target-speedup", 1.2)
+
+
+def test_latencies_are_measured_without_torch(exported, tmp_path):
+    out = tmp_path / "latencies.json"
+    code = f"""
+import sys
+from semisparse.cli import app
+app(["tune", {str(exported)!r}, "--measure-only", "--rounds", "4", "--sparsities", "0.5",
+     "--out", {str(out)!r}], standalone_mode=False)
+print([name for name in ("torch", "scipy", "torchvision") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    table = LatencyTable.load(out)
+    assert table.machine["cpu"]
+    latency.check_fits(table, out, exported)
+
+
+def test_what_cannot_be_tuned_is_one_error(dense, exported, tmp_path):
+    out = ["--out", tmp_path / "sparsity.json"]
+    assert "one goal" in refused(dense, *out)
+    assert "one goal" in refused(dense, *out, "--target-speedup", 2, "--max-drop", 1)
+    for goal in (1, 0.5, float("nan"), float("inf")):
+        assert "number above 1" in refused(dense, *out, "--target-speedup", goal)
+    fast = ["--target-speedup", 1.1]
+    assert "separated by commas" in refused(dense, *out, *fast, "--sparsities", "a,b")
+    assert "between 0 and 1" in refused(dense, *out, *fast, "--sparsities", "0.5,1")
+    assert "no fill" in refused(dense, *out, *fast, "--fill", "zero")
+    assert "no goal" in refused(exported, "--measure-only", *out, *fast)
+    assert ".onnx" in refused(dense, "--measure-only", *out)
+    assert "not a file" in refused(tmp_path / "none.onnx", "--measure-only", *out)
+    assert "--weights" in refused("semisparse/resnet8", "--data", "digits", *out, *fast)
+    assert "is a folder" in refused(dense, *fast, "--out", tmp_path)
+    assert not (tmp_path / "sparsity.json").exists()
