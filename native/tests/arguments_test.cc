@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -168,6 +169,101 @@ void check_scratch() {
   for (const float v : y) CHECK_EQUAL(v, -77.0f);
 }
 
+// An inverted residual from 2 over 6 to 4 channels on a 5x5 plane, with one thing wrong.
+struct ChainArguments {
+  semisparse_conv_desc descs[3] = {
+      {2, 6, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_RELU, 0, 0},
+      {6, 6, 6, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_RELU, 0, 0},
+      {6, 4, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_IDENTITY, 0, 0}};
+  std::vector<float> weights = std::vector<float>(6 * 9, 0.5f);  // enough for each
+  std::vector<int32_t> source = std::vector<int32_t>(25, 0);
+  semisparse_chain_stage stages[3];
+  semisparse_chain_form form = SEMISPARSE_EXPAND_DEPTHWISE_PROJECT;
+  const char* isa = nullptr;
+
+  ChainArguments() {
+    for (int i = 0; i < 3; ++i) {
+      stages[i] = {&descs[i], weights.data(), nullptr, source.data(), 5, 5};
+    }
+  }
+  ChainArguments(const ChainArguments&) = delete;
+};
+
+void refuse_chain(const char* what, const std::function<void(ChainArguments&)>& spoil,
+                  semisparse_status want = SEMISPARSE_INVALID_ARGUMENT) {
+  context = std::string("chain: ") + what;
+  ChainArguments a;
+  spoil(a);
+  char untouched;
+  auto* chain = reinterpret_cast<semisparse_chain*>(&untouched);
+  check_refused(semisparse_chain_create(a.form, a.stages, a.isa, &chain), want);
+  CHECK(chain == reinterpret_cast<semisparse_chain*>(&untouched));
+}
+
+void check_chain() {
+  for (const int number : {-1, 3, 1 << 30}) {
+    refuse_chain("form", [=](ChainArguments& a) { std::memcpy(&a.form, &number, sizeof(number)); });
+  }
+  refuse_chain("stages of another form",
+               [](ChainArguments& a) { a.form = SEMISPARSE_DEPTHWISE_PROJECT; });
+  for (int i = 0; i < 3; ++i) {
+    refuse_chain("no desc", [=](ChainArguments& a) { a.stages[i].desc = nullptr; });
+    refuse_chain("no weights", [=](ChainArguments& a) { a.stages[i].weights = nullptr; });
+    refuse_chain("NaN weight", [=](ChainArguments& a) { a.weights[0] = NAN; });
+    refuse_chain("mask of another plane", [=](ChainArguments& a) { a.stages[i].height = 4; });
+    refuse_chain("source that is none", [=](ChainArguments& a) { a.source[3] = 25; });
+    for (const int64_t value : {int64_t{0}, kHuge[0], kHuge[1], kHuge[2], kHuge[3]}) {
+      refuse_chain("in_channels", [=](ChainArguments& a) { a.descs[i].in_channels = value; });
+      refuse_chain("out_channels", [=](ChainArguments& a) { a.descs[i].out_channels = value; });
+      refuse_chain("group", [=](ChainArguments& a) { a.descs[i].group = value; });
+      refuse_chain("strides", [=](ChainArguments& a) { a.descs[i].strides[0] = value; });
+    }
+  }
+  for (const int i : {0, 2}) {
+    refuse_chain("wide pointwise kernel", [=](ChainArguments& a) { a.descs[i].kernel[1] = 3; });
+    refuse_chain("pointwise stride", [=](ChainArguments& a) { a.descs[i].strides[1] = 2; });
+    refuse_chain("pointwise pads", [=](ChainArguments& a) { a.descs[i].pads[3] = 1; });
+    refuse_chain("pointwise group", [=](ChainArguments& a) { a.descs[i].group = 2; });
+  }
+  refuse_chain("isa", [](ChainArguments& a) { a.isa = "none"; }, SEMISPARSE_UNSUPPORTED);
+
+  context = "chain: null arguments";
+  ChainArguments a;
+  semisparse_chain* chain = nullptr;
+  check_refused(semisparse_chain_create(a.form, nullptr, nullptr, &chain));
+  check_refused(semisparse_chain_create(a.form, a.stages, nullptr, nullptr));
+  CHECK(semisparse_chain_kernel(nullptr) == nullptr);
+  semisparse_chain_destroy(nullptr);
+
+  context = "chain: run";
+  CHECK_OK(semisparse_chain_create(a.form, a.stages, nullptr, &chain));
+  const std::unique_ptr<semisparse_chain, void (*)(semisparse_chain*)> owner(
+      chain, semisparse_chain_destroy);
+  std::vector<float> x(50, 1.0f);
+  std::vector<float> y(100, -77.0f);
+  const auto run = [&](const semisparse_chain* c, const float* in, int64_t n, int64_t h, int64_t w,
+                       float* out) {
+    return semisparse_chain_run(c, in, n, h, w, nullptr, out, nullptr, nullptr);
+  };
+  int64_t out[2] = {-7, -7};
+  check_refused(run(nullptr, x.data(), 1, 5, 5, y.data()));
+  check_refused(run(chain, nullptr, 1, 5, 5, y.data()));
+  check_refused(run(chain, x.data(), 1, 5, 5, nullptr));
+  check_refused(run(chain, x.data(), 1, 5, 6, y.data()));
+  check_refused(semisparse_chain_output_size(nullptr, 5, 5, &out[0], &out[1]));
+  check_refused(semisparse_chain_output_size(chain, 5, 5, nullptr, &out[1]));
+  check_refused(semisparse_chain_output_size(chain, 4, 5, &out[0], &out[1]));
+  for (const int64_t value : kHuge) {
+    check_refused(run(chain, x.data(), value, 5, 5, y.data()));
+    check_refused(run(chain, x.data(), 1, value, 5, y.data()));
+    check_refused(run(chain, x.data(), 1, 5, value, y.data()));
+  }
+  CHECK_OK(run(chain, x.data(), 0, 5, 5, y.data()));
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+  CHECK_OK(run(chain, x.data(), 1, 5, 5, y.data()));
+  for (const float v : y) CHECK(v != -77.0f);
+}
+
 void check_source_map() {
   context = "source map";
   const std::vector<uint8_t> none(6, 0);
@@ -253,6 +349,7 @@ int main() {
   check_create();
   check_run();
   check_scratch();
+  check_chain();
   check_source_map();
   check_pool();
   check_measure();
