@@ -201,9 +201,8 @@ void refuse_chain(const char* what, const std::function<void(ChainArguments&)>& 
 }
 
 void check_chain() {
-  for (const int number : {-1, 3, 1 << 30}) {
-    refuse_chain("form", [=](ChainArguments& a) { std::memcpy(&a.form, &number, sizeof(number)); });
-  }
+  // By value, so that more than the enumeration's bits hold would be the test's own mistake.
+  refuse_chain("form", [](ChainArguments& a) { a.form = static_cast<semisparse_chain_form>(3); });
   refuse_chain("stages of another form",
                [](ChainArguments& a) { a.form = SEMISPARSE_DEPTHWISE_PROJECT; });
   for (int i = 0; i < 3; ++i) {
