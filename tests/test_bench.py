@@ -164,7 +164,7 @@ def test_sessions_are_measured_in_fresh_processes(model: Model) -> None:
 def test_the_command_writes_every_figure_and_sample(cache: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "new" / "out.json", tmp_path / "out.md"
     result = command(
-        NAME, "--quick", "--image-size", 32, "--fill", "nearest", "--block", 1, 4, "--rounds", 2,
+        NAME, "--quick", "--image-size", 32, "--fill", "nearest", "--block", 1, "auto", "--rounds", 2,
         "--threads", 1, 2, "--peers", "onnxruntime,torch-eager", "--layers", "--memory",
         "--cache", cache, "--json", out, "--markdown", page,
     )  # fmt: skip
@@ -178,11 +178,11 @@ def test_the_command_writes_every_figure_and_sample(cache: Path, tmp_path: Path)
     assert [run["threads"] for run in model["runs"]] == [1, 2]
     names = [
         "onnxruntime", "torch-eager", "semisparse 0", "semisparse 0.3 nearest",
-        "semisparse 0.3 nearest block 4",
+        "semisparse 0.3 nearest block auto",
     ]  # fmt: skip
     for run in model["runs"]:
         assert [row["name"] for row in run["rows"]] == names
-        assert [row["block"] for row in run["rows"]] == [None, None, None, 1, 4]
+        assert [row["block"] for row in run["rows"]] == [None, None, None, 1, "auto"]
         assert all(len(row["samples"]) == 2 for row in run["rows"])
         assert run["layers"].keys() == set(names[2:])
         assert len(run["memory"]) == 4

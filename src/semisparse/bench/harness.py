@@ -39,7 +39,7 @@ class Settings:
     models: tuple[str, ...]
     sparsities: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
     fills: tuple[str, ...] = ("bias", "nearest")
-    blocks: tuple[int, ...] = (1,)
+    blocks: tuple[int | str, ...] = (1,)
     chains: tuple[str, ...] = ("fused",)
     skip: tuple[str, ...] = ()
     image_size: int = 224
@@ -64,12 +64,12 @@ class Settings:
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{what} is {list(values)}; give one or more different values.")
         for what, counts in (
-            ("blocks", self.blocks),
+            ("blocks", [side for side in self.blocks if isinstance(side, int)]),
             ("threads", self.threads),
             ("rounds", (self.rounds,)),
             ("warmup", (self.warmup,)),
         ):
-            if min(counts) < 1:
+            if min(counts, default=1) < 1:
                 raise ConfigError(f"{what} is {min(counts)}; give 1 or more.")
 
 

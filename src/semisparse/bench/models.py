@@ -53,7 +53,7 @@ class Variant:
     Attributes:
         sparsity: as asked for; None for a file that came from outside.
         fill: of the masked positions; None for a dense file, or one from outside.
-        block: side of the squares that are masked as a whole; None likewise.
+        block: side of the squares that are masked as a whole, or "auto"; None likewise.
         chains: "fused", or "separate" convolutions; None for a file from outside.
         path: of the file.
         expected: output of `Model.x`.
@@ -114,7 +114,7 @@ def prepare(
     *,
     sparsities: Sequence[float],
     fills: Sequence[str],
-    blocks: Sequence[int] = (1,),
+    blocks: Sequence[int | str] = (1,),
     chains: Sequence[str] = ("fused",),
     skip: Sequence[str] = (),
     image_size: int = 224,

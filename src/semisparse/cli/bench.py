@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,8 +57,8 @@ def bench(
     block: Annotated[
         list[str] | None,
         typer.Option(
-            help="Sides of the squares of positions that are masked as a whole; 4 is fastest where "
-            "a model has many 3x3 convolutions. (default: 1)"
+            help="Sides of the squares of positions that are masked as a whole; auto gives every "
+            "layer the one that its kernel likes best. (default: 1)"
         ),
     ] = None,
     chains: Annotated[
@@ -120,7 +120,7 @@ def bench(
       semisparse bench resnet18 mobilenet_v2 --sparsity 0 0.1 0.2 0.3 0.5 --threads 1 2 \\
           --peers onnxruntime openvino xnnpack ncnn --fill bias nearest \\
           --json out.json --markdown out.md
-      semisparse bench resnet18 --sparsity 0.3 --fill nearest --block 1 4
+      semisparse bench resnet18 --sparsity 0.3 --fill nearest --block 1 4 auto
       semisparse bench model.onnx --peers onnxruntime,openvino --layers
     """
     from rich.console import Console
@@ -131,7 +131,7 @@ def bench(
     given: dict[str, Any] = {
         "sparsities": _numbers("sparsity", sparsity, float),
         "fills": _items(fill),
-        "blocks": _numbers("block", block, int),
+        "blocks": _numbers("block", block, _block),
         "chains": _items(chains),
         "skip": _items(skip),
         "threads": _numbers("threads", threads, int),
@@ -183,7 +183,13 @@ def _items(values: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(item for value in values for item in value.split(",") if item)
 
 
-def _numbers(what: str, values: Sequence[str] | None, kind: type[float]) -> tuple[Any, ...] | None:
+def _block(item: str) -> int | str:
+    return item if item == "auto" else int(item)
+
+
+def _numbers(
+    what: str, values: Sequence[str] | None, kind: Callable[[str], Any]
+) -> tuple[Any, ...] | None:
     try:
         return None if not values else tuple(kind(item) for item in _items(values) or ())
     except ValueError as error:

@@ -220,7 +220,9 @@ class TrainSettings:
         check_names(entries, names())
         for name in ("model", "data"):
             if entries.get(name) is None:
-                raise ConfigError(f"A run needs a model and data, but has no {name}; give --{name}.")
+                raise ConfigError(
+                    f"A run needs a model and data, but has no {name}; give --{name}."
+                )
         run = {field.name: entries[field.name] for field in _fields() if field.name in entries}
         return cls(**{**run, "sparsity": masks(entries)})
 
