@@ -76,7 +76,7 @@ def measure(
     All convolutions of a copy of the file are masked alike, and the copy and the file take turns
     under ONNX Runtime's profiler: so a layer finds the caches as in use, its weights in memory,
     and its two times come from the same moment. A chain, which is one operator, is timed as a
-    whole (see `variants.Place`).
+    whole.
 
     Args:
         path: an exported model without masks, of one input.
@@ -85,23 +85,24 @@ def measure(
         progress: called with (steps done, steps in all).
 
     Raises:
-        FileFormatError: the file has masks, or was not exported by semisparse.
+        ConfigError: the model has several inputs.
+        FileFormatError: the file is damaged, has masks, or was not exported by semisparse.
         LibraryError: the installation is not well, or the library does not serve the file.
         MissingExtraError: onnx is not installed.
     """
-    model = read(path)
-    found = places(model, settings.block)
-    described = machine.describe()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    conditions = [settings.fill, settings.block, settings.threads, settings.rounds]
-    known = Cache(cache, {"file": digest, "settings": conditions, "cpu": described["cpu"]})
-    steps = [
-        (index, sparsity)
-        for index in range(max(len(place.choices) for place in found))
-        for sparsity in settings.sparsities
-    ]
     with tempfile.TemporaryDirectory() as folder:
         meter = _Meter(path, settings, Path(folder))
+        model = read(path)
+        found = places(model, settings.block)
+        described = machine.describe()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        conditions = [settings.fill, settings.block, settings.threads, settings.rounds]
+        known = Cache(cache, {"file": digest, "settings": conditions, "cpu": described["cpu"]})
+        steps = [
+            (index, sparsity)
+            for index in range(max(len(place.choices) for place in found))
+            for sparsity in settings.sparsities
+        ]
         if "dense" not in known:
             known["dense"] = meter.dense([place.node for place in found])
         for done, (index, sparsity) in enumerate(steps):
