@@ -18,7 +18,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from semisparse.export import export_onnx
 from semisparse.files import writing
 from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
-from semisparse.training.calibrate import recalibrate
+from semisparse.training.apply import apply
 from semisparse.training.data import load
 from semisparse.training.distillation import distillation_loss
 from semisparse.training.pruning import prune
@@ -63,6 +63,7 @@ class Method:
         channels: share of the channels that is pruned.
         trained: fine-tuned, or else only recalibrated on unlabelled images.
         distilled: fine-tuned towards the outputs of the dense network.
+        draws: of the masks, if not fine-tuned; the one that changes the outputs least is kept.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Method:
     channels: float = 0.0
     trained: bool = True
     distilled: bool = True
+    draws: int = 1
 
 
 def _block_last(sparsity: float, elsewhere: float = 0.0, **changes: Any) -> SparsityConfig:
@@ -86,6 +88,10 @@ METHODS = {
     "paper 0.2, untrained": Method("untrained", SparsityConfig.paper(0.2), trained=False),
     "uniform 0.2, untrained": Method("untrained", SparsityConfig(0.2), trained=False),
     "block-last 0.34, untrained": Method("untrained", _block_last(0.34), trained=False),
+    "block-last 0.34, untrained, 8 draws": Method(
+        "untrained", _block_last(0.34), trained=False, draws=8
+    ),
+    "dense, untrained": Method("untrained", trained=False),
     "paper 0.5": Method("paper", SparsityConfig.paper(0.5), distilled=False),
     "block-last 0.75, others 0.15": Method("block-last", _block_last(0.75, 0.15)),
     "resolution 23": Method("resolution", size=23),
@@ -117,11 +123,20 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if options.rounds:
+        timed = _read(options.out / "latencies.json")
+        if not timed.keys() >= set(options.methods):
+            (options.out / "latencies.json").unlink(missing_ok=True)
         _once(options.out / "latencies.json", lambda: _latencies(options))
     for name in options.methods:
         for seed in options.seeds:
             _once(options.out / f"{name}-{seed}.json", lambda s=seed, n=name: _score(options, n, s))
     _report(options)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `_once` made, or nothing."""
+    made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return made
 
 
 def _once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
@@ -150,15 +165,16 @@ def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     if method.channels:
         prune(model, images[:1], method.channels)
     model.to(memory_format=LAYOUT)
-    epochs = options.epochs if method.trained else 0
-    sparsifier = _masked(model, images[:1], method, seed, max(1, epochs * (len(images) // 64)))
     if method.trained:
+        steps = max(1, options.epochs * (len(images) // 64))
+        sparsifier = _masked(model, images[:1], method, seed, steps)
         rate = options.learning_rate
-        _train(model, (images, classes), epochs, rate, 64, seed, sparsifier, targets)
-    if sparsifier is not None:
-        sparsifier.freeze()
-    if not method.trained:
-        recalibrate(model, images[:CALIBRATION_IMAGES], BATCH)
+        _train(model, (images, classes), options.epochs, rate, 64, seed, sparsifier, targets)
+        if sparsifier is not None:
+            sparsifier.freeze()
+    elif method.masks is not None:
+        config = replace(method.masks, seed=seed)
+        apply(model, images[:CALIBRATION_IMAGES], config, draws=method.draws, batch_size=BATCH)
     images, classes = _data(options, "test")
     hits = _outputs(model, _resized(images, method.size)).argmax(1) == classes
     return {"accuracy": 100 * float(hits.double().mean())}
@@ -169,8 +185,7 @@ def _masked(
 ) -> Sparsifier | None:
     if method.masks is None:
         return None
-    config = SparsityConfig.from_dict({**method.masks.to_dict(), "seed": seed})
-    return Sparsifier(model, example, config, steps)
+    return Sparsifier(model, example, replace(method.masks, seed=seed), steps)
 
 
 def _dense(options: argparse.Namespace, seed: int) -> nn.Module:
@@ -318,8 +333,7 @@ def _export(method: Method, path: Path, stock: Path) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    timed = options.out / "latencies.json"
-    figures = json.loads(timed.read_text()) if timed.exists() else {}
+    figures = _read(options.out / "latencies.json")
     rows = []
     for name in options.methods:
         files = [options.out / f"{name}-{seed}.json" for seed in options.seeds]
@@ -337,8 +351,9 @@ def _report(options: argparse.Namespace) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n")
     with writing(options.out / "results.md") as draft:
         draft.write_text(_table(rows))
-    if rows and figures:
-        _chart(rows, options.out / "results.svg")
+    timed = [r for r in rows if "ours" in r and METHODS[r["name"]].trained]
+    if timed:
+        _chart(timed, options.out / "results.svg")
     print(_table(rows))
 
 
@@ -373,7 +388,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _chart(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy over latency, one curve a kind of method; bars are standard deviations."""
+    """Accuracy over latency, one curve a kind of method; bars are standard deviations of seeds."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for kind in dict.fromkeys(METHODS[row["name"]].kind for row in rows):
