@@ -59,7 +59,13 @@ def tune(
             rich_help_panel=_GOAL,
         ),
     ] = None,
-    weights: options.Weights = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="State dict, safetensors file, or DEFAULT (downloads).",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     num_classes: Annotated[
         int, typer.Option(min=1, help="That the weights are for.", rich_help_panel=options.MODEL)
     ] = 1000,
