@@ -79,6 +79,15 @@ def _block_last(sparsity: float, elsewhere: float = 0.0, **changes: Any) -> Spar
     return SparsityConfig(sparsity, per_layer={"*": elsewhere, "block-last": sparsity}, **changes)
 
 
+# Those of docs/training.md.
+LABELS_ONLY = {
+    "dense, labels only": Method("dense", distilled=False),
+    **{
+        f"{fill} {sparsity}": Method(fill, SparsityConfig(sparsity, fill=fill), distilled=False)
+        for sparsity in (0.1, 0.2, 0.3)
+        for fill in ("bias", "nearest")
+    },
+}
 METHODS = {
     "dense": Method("dense"),
     "paper 0.3": Method("paper", SparsityConfig.paper(0.3), distilled=False),
@@ -98,14 +107,9 @@ METHODS = {
     "block-last 0.5, blocks": Method("blocks", _block_last(0.5, block="auto")),
     "uniform 0.5, blocks": Method("blocks", SparsityConfig(0.5, block="auto")),
     "channels 0.3": Method("channels", channels=0.3),
-    # Those of docs/training.md.
-    **{
-        f"{fill} {sparsity}": Method(fill, SparsityConfig(sparsity, fill=fill), distilled=False)
-        for fill in ("bias", "nearest")
-        for sparsity in (0.1, 0.2, 0.3)
-    },
+    **LABELS_ONLY,
 }
-DEFAULT = [name for name in METHODS if not name.startswith(("bias", "nearest"))]
+DEFAULT = [name for name in METHODS if name not in LABELS_ONLY]
 
 
 def main() -> None:

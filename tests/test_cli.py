@@ -20,7 +20,18 @@ from semisparse.cli import app
 from semisparse.errors import FileFormatError
 
 UINT8 = onnx.TensorProto.UINT8
-COMMANDS = ["demo", "train", "apply", "tune", "export", "run", "compare", "bench", "check", "doctor"]
+COMMANDS = [
+    "demo",
+    "train",
+    "apply",
+    "tune",
+    "export",
+    "run",
+    "compare",
+    "bench",
+    "check",
+    "doctor",
+]
 DOCTOR = str(files("semisparse").joinpath("doctor.onnx"))
 
 
