@@ -372,11 +372,16 @@ def _table(rows: list[dict[str, Any]]) -> str:
         own, base = row["accuracies"], dense.get("accuracies", {})
         drops = [base[seed] - own[seed] for seed in own if seed in base]
         cells = [row["name"], str(len(own)), _spread(list(own.values())), _spread(drops)]
+        latencies = [""] * 4
         if "operations" in row and dense:
             stock = row["stock"]
-            cells += [f"{row['operations'] / dense['operations']:.2f}", f"{row['ours']:.3f}"]
-            cells += [f"{stock:.3f}" if stock else "", f"{_latency(dense) / _latency(row):.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+            latencies = [
+                f"{row['operations'] / dense['operations']:.2f}",
+                f"{row['ours']:.3f}",
+                f"{stock:.3f}" if stock else "",
+                f"{_latency(dense) / _latency(row):.2f}",
+            ]
+        lines.append(f"| {' | '.join(cells + latencies)} |")
     return "\n".join(lines) + "\n"
 
 

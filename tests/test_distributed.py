@@ -21,7 +21,7 @@ from semisparse.training import data, run, saved, settings
 
 # Seven steps an epoch on each of two processes.
 QUICK = ["--data", "digits", "--image-size", "8", "--batch-size", "80", "--epochs", "2"]
-QUICK += ["--sparsity", "0.3", "--fill", "bias"]
+QUICK += ["--sparsity", "0.3", "--sparsity-begin", "0.1", "--sparsity-end", "0.9", "--fill", "bias"]
 TWO = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp"]
 
 # A model that is itself on the first process, and goes wrong on the second.
