@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import subprocess
@@ -64,19 +63,6 @@ def test_every_engine_computes_what_torch_does(name: str, dense: Model) -> None:
         run = PEERS[name].load(dense, threads)
         np.testing.assert_allclose(run(), dense.expected, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(run(), dense.expected, rtol=1e-4, atol=1e-4)
-
-
-def test_openvino_leaves_signal_handlers_their_stack(dense: Model) -> None:
-    libc = ctypes.CDLL(None)
-
-    def stack() -> bytes:
-        described = ctypes.create_string_buffer(24)
-        assert libc.sigaltstack(None, described) == 0
-        return described.raw
-
-    before = stack()
-    PEERS["openvino"].load(dense, 1)()
-    assert stack() == before
 
 
 @pytest.mark.usefixtures("known_peak")

@@ -47,7 +47,8 @@ def _load(model: Model, threads: int) -> Callable[[], Floats]:
                 "NUM_STREAMS": 1,
             },
         )
-    request = compiled.create_infer_request()
+        request = compiled.create_infer_request()
+        request.infer([model.x])
 
     def run() -> Floats:
         request.infer([model.x], share_inputs=True, share_outputs=True)
