@@ -111,12 +111,13 @@ def test_the_loss_of_a_step_mixes_labels_and_teacher(alpha):
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "dense"
-    run.train(TrainSettings(**QUICK, epochs=1), out, progress=Progress(disable=True))
+    # Long enough for the statistics of batch norm to follow the weights.
+    run.train(TrainSettings(**QUICK, epochs=6), out, progress=Progress(disable=True))
     return out
 
 
 def test_a_finished_run_teaches_its_sparse_self(dense, tmp_path):
-    masks = SparsityConfig(0.3, fill="bias")
+    masks = SparsityConfig(0.3)
     out = tmp_path / "student"
     options = TrainSettings(
         **{**QUICK, "model": str(dense)},
@@ -138,7 +139,7 @@ def test_a_finished_run_teaches_its_sparse_self(dense, tmp_path):
     images, _ = next(iter(data.val_dataloader()))
     with torch.no_grad():
         agreement = (student(images).argmax(1) == teacher(images).argmax(1)).double().mean()
-    assert agreement > 0.7
+    assert agreement > 0.8
     assert example.shape == (1, 1, 16, 16)
     # Its masks are of one image size.
     with pytest.raises(ModelError, match="cannot take images"):
