@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 def apply(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("model.onnx"),
-    header: Annotated[
-        Path | None, typer.Option(help="Also write the masks as a C header here.")
-    ] = None,
+    out: options.OnnxFile = Path("model.onnx"),
+    header: options.Header = None,
     draws: Annotated[
         int, typer.Option(help="Random masks to try; the ones that change the outputs least stay.")
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first of them.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: options.Json = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -36,21 +34,8 @@ def apply(
             rich_help_panel=options.MODEL,
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="State dict, safetensors file, or DEFAULT (downloads).",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    num_classes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="That the weights are for.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = 1000,
+    weights: options.TrainedWeights = None,
+    num_classes: options.TrainedClasses = 1000,
     calibrate: Annotated[
         str | None,
         typer.Option(
@@ -63,16 +48,8 @@ def apply(
         int,
         typer.Option(min=2, help="How many of them at most.", rich_help_panel=options.MODEL),
     ] = 500,
-    data_root: Annotated[
-        str | None, typer.Option(help="Where the data set is.", rich_help_panel=options.MODEL)
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Height and width; that of the run, or else of the data set.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
+    data_root: options.DataRoot = None,
+    image_size: options.TrainedSize = None,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
     masks: options.Masks = SparsityConfig.masks,

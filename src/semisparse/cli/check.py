@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from semisparse.cli import options
+
 
 def check(
     model: Annotated[Path, typer.Argument(help="A file that semisparse exported.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    seed: options.InputSeed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Compare an exported file's fast operators with its portable ones, without torch.
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import semisparse
+from semisparse.cli import options
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ExportError, LibraryError
 
@@ -69,7 +70,7 @@ def demo(
     image_size: Annotated[
         int, typer.Option(min=32, help="Height and width that ResNet18 is timed at.")
     ] = 224,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train on handwritten digits dense and masked, export, and time ResNet18 masked the same.
 

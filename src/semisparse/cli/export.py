@@ -22,11 +22,9 @@ def export(
     run: Annotated[
         Path | None, typer.Option(help="Folder of a finished `semisparse train`.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("model.onnx"),
-    header: Annotated[
-        Path | None, typer.Option(help="Also write the masks as a C header here.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    out: options.OnnxFile = Path("model.onnx"),
+    header: options.Header = None,
+    as_json: options.Json = False,
     model: options.Model = None,
     weights: options.Weights = None,
     num_classes: Annotated[

@@ -12,6 +12,10 @@ from semisparse.config import SparsityConfig
 MODEL = "Model and data"
 MASKS = "Masks"
 
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+OnnxFile = Annotated[Path, typer.Option(help="The file to write.")]
+Header = Annotated[Path | None, typer.Option(help="Also write the masks as a C header here.")]
+InputSeed = Annotated[int, typer.Option(min=0, help="Seed of the random input.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -24,6 +28,23 @@ Weights = Annotated[
     typer.Option(
         help="State dict, safetensors file, or DEFAULT (downloads); random if not given.",
         rich_help_panel=MODEL,
+    ),
+]
+DataRoot = Annotated[str | None, typer.Option(help="Where the data set is.", rich_help_panel=MODEL)]
+# What `cli.trained.load` takes.
+TrainedWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="State dict, safetensors file, or DEFAULT (downloads).", rich_help_panel=MODEL
+    ),
+]
+TrainedClasses = Annotated[
+    int, typer.Option(min=1, help="That the weights are for.", rich_help_panel=MODEL)
+]
+TrainedSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Height and width; that of the run, or else of the data set.", rich_help_panel=MODEL
     ),
 ]
 Sparsity = Annotated[

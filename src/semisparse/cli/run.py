@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from semisparse.cli import options
 from semisparse.errors import DataError
 
 
@@ -22,11 +23,11 @@ def run(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before those.")] = 3,
     top: Annotated[int, typer.Option(min=0, help="Largest outputs to show.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
+    seed: options.InputSeed = 0,
     library: Annotated[
         bool, typer.Option(help="Run the library's kernels, or ONNX Runtime's alone.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run an exported model: its outputs, and its latency with quartiles.
 

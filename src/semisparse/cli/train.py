@@ -36,7 +36,7 @@ def train(
     checkpoint_steps: Annotated[
         int, typer.Option(help="Steps between checkpoints within an epoch; 0 is at its end only.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: options.Json = False,
     model: options.Model = None,
     weights: options.Weights = None,
     data: Annotated[
@@ -47,9 +47,7 @@ def train(
             rich_help_panel=options.MODEL,
         ),
     ] = None,
-    data_root: Annotated[
-        str | None, typer.Option(help="Where the data set is.", rich_help_panel=options.MODEL)
-    ] = None,
+    data_root: options.DataRoot = None,
     download: Annotated[
         bool,
         typer.Option(help="Fetch the data set if absent.", rich_help_panel=options.MODEL),

@@ -59,16 +59,8 @@ def tune(
             rich_help_panel=_GOAL,
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="State dict, safetensors file, or DEFAULT (downloads).",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    num_classes: Annotated[
-        int, typer.Option(min=1, help="That the weights are for.", rich_help_panel=options.MODEL)
-    ] = 1000,
+    weights: options.TrainedWeights = None,
+    num_classes: options.TrainedClasses = 1000,
     data: Annotated[
         str | None,
         typer.Option(
@@ -77,9 +69,7 @@ def tune(
             rich_help_panel=options.MODEL,
         ),
     ] = None,
-    data_root: Annotated[
-        str | None, typer.Option(help="Where the data set is.", rich_help_panel=options.MODEL)
-    ] = None,
+    data_root: options.DataRoot = None,
     images: Annotated[
         int,
         typer.Option(
@@ -88,13 +78,7 @@ def tune(
             rich_help_panel=options.MODEL,
         ),
     ] = 500,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Height and width; that of the run, or else of the data set.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
+    image_size: options.TrainedSize = None,
     fill: options.Fill = "nearest",
     block: options.Block = "auto",
     skip: options.Skip = None,
@@ -129,7 +113,7 @@ def tune(
             rich_help_panel=_TIMING,
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Choose the sparsity of each layer: the least change of the outputs at a wanted latency.
 
