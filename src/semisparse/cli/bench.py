@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from semisparse.cli.console import print_table, still_bar
+from semisparse.cli.console import print_table, still_bar, tables_console
 from semisparse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _QUICK: dict[str, Any] = {
     "peers": ("onnxruntime",),
     "rounds": 5,
 }
-_FILE_WIDTH = 150  # columns of the tables where no terminal tells its own
 
 
 class ListOptions(TyperCommand):
@@ -153,13 +152,11 @@ def bench(
         check_writable(path)
     # Progress, and the tables where JSON takes the standard output.
     console = Console(stderr=True)
-    tables_console = console if to_stdout else Console()
-    if not tables_console.is_terminal:
-        tables_console.width = _FILE_WIDTH
+    printed = tables_console(stderr=to_stdout)
 
     def finished(results: Results) -> None:
         for table in tables.model_tables(results.models[-1]):
-            print_table(tables_console, table)
+            print_table(printed, table)
         contents = {json_path: _dumps(results), markdown_path: tables.markdown(results)}
         for path in files:
             with writing(path) as draft:
@@ -168,7 +165,7 @@ def bench(
     with still_bar(console) as progress:
         results = harness.run(settings, cache, progress, finished)
     for line in tables.machine_lines(results):
-        tables_console.print(line, highlight=False)
+        printed.print(line, highlight=False)
     if to_stdout:
         typer.echo(_dumps(results))
 

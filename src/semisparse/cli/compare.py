@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semisparse.cli.console import print_table, still_bar
+from semisparse.cli.console import print_table, still_bar, tables_console
 from semisparse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from semisparse.training.settings import TrainSettings
 
 FORMAT_VERSION = 1
-_FILE_WIDTH = 150  # columns of the table where no terminal tells its own
 
 
 def compare(
@@ -50,8 +49,6 @@ def compare(
       semisparse compare runs/dense runs/masked runs/pruned --html compare.html
       semisparse compare runs/* --no-latency --json -
     """
-    from rich.console import Console
-
     from semisparse.files import check_writable, writing
     from semisparse.report import comparison_table, render_comparison
 
@@ -71,9 +68,7 @@ def compare(
     if to_stdout:
         typer.echo(figures)
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
+    console = tables_console()
     print_table(console, table)
     if html is not None:
         console.print(f"page: {html}", highlight=False, soft_wrap=True)
@@ -175,23 +170,15 @@ def _words(masks: SparsityConfig | None) -> str:
 
 
 def _time(folders: Mapping[str, Path], threads: int, rounds: int) -> Timing:
-    """Every run's exported model on a random image of its own size."""
+    """Every run's exported model."""
     from rich.console import Console
 
-    from semisparse.bench.peers.onnxruntime import runner, session_options
-    from semisparse.bench.timing import interleave
-    from semisparse.feeds import random_feeds
-    from semisparse.runtime import InferenceSession
+    from semisparse.bench.files import time_files
 
-    candidates = {}
-    for name, folder in folders.items():
-        options = session_options(threads)
-        session = InferenceSession(folder / "model.onnx", sess_options=options)
-        (image,) = random_feeds(session, seed=0).values()
-        candidates[name] = runner(session, image)
+    paths = {name: folder / "model.onnx" for name, folder in folders.items()}
     with still_bar(Console(stderr=True)) as bar:
         bar.stage("timing")
-        return interleave(candidates, rounds, progress=bar.sampled)
+        return time_files(paths, threads, rounds, bar.sampled)
 
 
 def _circumstances(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from semisparse.bench.tables import Table
 
+_FILE_WIDTH = 150  # columns
+
 
 def still_bar(console: Console) -> Any:
     """A bar for `bench.harness.run` that uses no CPU while something is timed."""
@@ -44,6 +46,16 @@ def still_bar(console: Console) -> Any:
                 self._drawn = time.monotonic()
 
     return Bar()
+
+
+def tables_console(*, stderr: bool = False) -> Console:
+    """A console that tables of figures fit on also where no terminal tells its width."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
 
 
 def print_table(console: Console, table: Table) -> None:

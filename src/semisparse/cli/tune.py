@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semisparse.cli import options, trained
-from semisparse.cli.console import print_table, still_bar
+from semisparse.cli.console import print_table, still_bar, tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from semisparse.tune.search import Masked, Tuner
     from semisparse.tune.table import LatencyTable
 
-_FILE_WIDTH = 150  # columns of the table where no terminal tells its own
 # A drop of half a point is seen on more images than what a layer changes.
 _PER_IMAGE = 4
 _GOAL = "Goal, one of them"
@@ -132,6 +131,7 @@ def tune(
     """
     from rich.console import Console
 
+    from semisparse.bench.files import time_files
     from semisparse.files import check_writable, writing
     from semisparse.tune.latency import SPARSITIES, Settings
 
@@ -187,15 +187,17 @@ def tune(
     tuned = _export(masked.model, batch[:1], work / "tuned.onnx", console)
     measured = None
     if latencies is None:
-        measured = _timed(dense, tuned, batch, settings, console)
+        with still_bar(console) as bar:
+            bar.stage("timing the result")
+            measured = time_files(
+                {"dense": dense, "tuned": tuned}, settings.threads, settings.rounds, bar.sampled
+            )
     with writing(out) as draft:
         draft.write_text(masked.config.to_json() + "\n", encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(_figures(out, tuner, masked, reasons, measured), indent=2))
         return
-    printed = Console()
-    if not printed.is_terminal:
-        printed.width = _FILE_WIDTH
+    printed = tables_console()
     print_table(printed, _choices(tuner, masked, reasons))
     print_table(printed, _kept(tuner, masked, measured))
     printed.print(
@@ -303,22 +305,6 @@ def _reach(tuner: Tuner, goal: dict[str, float], progress: Callable[[int, int], 
     if kind == "drop":
         return tuner.at_drop(value, progress)
     return tuner.at_latency(value / 1e3 if kind == "milliseconds" else tuner.table.seconds / value)
-
-
-def _timed(dense: Path, tuned: Path, batch: Tensor, settings: Settings, console: Console) -> Timing:
-    """Both files, taking turns."""
-    from semisparse.bench.peers.onnxruntime import runner, session_options
-    from semisparse.bench.timing import interleave
-    from semisparse.runtime import InferenceSession
-
-    x = batch[:1].numpy()
-    candidates = {
-        name: runner(InferenceSession(path, sess_options=session_options(settings.threads)), x)
-        for name, path in {"dense": dense, "tuned": tuned}.items()
-    }
-    with still_bar(console) as bar:
-        bar.stage("timing the result")
-        return interleave(candidates, settings.rounds, progress=bar.sampled)
 
 
 def _choices(tuner: Tuner, masked: Masked, reasons: dict[str, str]) -> Table:
