@@ -178,9 +178,28 @@ def _name(stem: str, fill: str | None, residual: bool, activation: str | None) -
     return f"{stem}{_FILLS[fill] if fill else ''}{'Add' if residual else ''}{activation or ''}"
 
 
+def is_conv(name: str) -> bool:
+    """Whether an operator of the domain with that name is a convolution."""
+    return name.startswith("Conv")
+
+
+def is_chain(name: str) -> bool:
+    """Whether an operator of the domain with that name is a chain of convolutions."""
+    return name.startswith(tuple(CHAIN_FORMS))
+
+
+def parse(name: str) -> ConvOp | ChainOp:
+    """The convolution or chain of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return ChainOp.parse(name) if is_chain(name) else ConvOp.parse(name)
+
+
 def layers_of(op_type: str, name: str) -> list[str]:
     """Names of the layers in a node of that name: of a chain's stages, or of the one layer."""
-    return name.split(STAGE_SEPARATOR) if op_type.startswith(tuple(CHAIN_FORMS)) else [name]
+    return name.split(STAGE_SEPARATOR) if is_chain(op_type) else [name]
 
 
 def portable_bodies(name: str) -> list[onnx.FunctionProto]:
@@ -194,10 +213,10 @@ def portable_bodies(name: str) -> list[onnx.FunctionProto]:
     """
     if name in _POOL_ATTRIBUTES:
         return [_function(name, ("X",), _POOL_ATTRIBUTES[name], _pool_body(name))]
-    if name.startswith(tuple(CHAIN_FORMS)):
-        chain = ChainOp.parse(name)
-        return [*map(_conv, dict.fromkeys(chain.stages.values())), _chain(chain)]
-    return [_conv(ConvOp.parse(name))]
+    op = parse(name)
+    if isinstance(op, ChainOp):
+        return [*map(_conv, dict.fromkeys(op.stages.values())), _chain(op)]
+    return [_conv(op)]
 
 
 def _chain(op: ChainOp) -> onnx.FunctionProto:

@@ -29,7 +29,7 @@ def fuse_chains(model: ir.Model) -> None:
 
 def is_chain(node: ir.Node) -> bool:
     """Whether a node is a chain of convolutions of `semisparse`."""
-    return node.domain == ops.DOMAIN and node.op_type.startswith(tuple(ops.CHAIN_FORMS))
+    return node.domain == ops.DOMAIN and ops.is_chain(node.op_type)
 
 
 def _chain(depthwise: ir.Node) -> tuple[ops.ChainOp, list[ir.Node]] | None:

@@ -24,7 +24,7 @@ def fuse(model: ir.Model) -> None:
 
 def is_conv(node: ir.Node) -> bool:
     """Whether a node is a convolution of `semisparse`."""
-    return node.domain == ops.DOMAIN and node.op_type.startswith("Conv")
+    return node.domain == ops.DOMAIN and ops.is_conv(node.op_type)
 
 
 def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:

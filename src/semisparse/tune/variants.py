@@ -170,14 +170,13 @@ def _source(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def _is_ours(node: onnx.NodeProto) -> bool:
-    return node.domain == ops.DOMAIN and node.op_type.startswith(("Conv", *ops.CHAIN_FORMS))
+    known = ops.is_conv(node.op_type) or ops.is_chain(node.op_type)
+    return node.domain == ops.DOMAIN and known
 
 
 def _parse(op_type: str) -> ops.ConvOp | ops.ChainOp:
     try:
-        if op_type.startswith("Conv"):
-            return ops.ConvOp.parse(op_type)
-        return ops.ChainOp.parse(op_type)
+        return ops.parse(op_type)
     except ValueError as error:
         raise FileFormatError(
             f"{op_type} is no operator of this semisparse; export the model again."
