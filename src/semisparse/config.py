@@ -42,11 +42,11 @@ class SparsityConfig:
         per_layer_fill: rule to a fill of its own.
         block: side, in output positions, of the squares that are masked or computed as a whole,
             from 1 (the paper's), or ``"auto"``, what suits each layer's kernels (see
-            :func:`semisparse.blocks.natural_block`). A dense 3x3 convolution of stride 1 runs fastest by Winograd's
-            algorithm in tiles of 4x4 positions, of which only whole ones can be skipped: 4 adds
-            the gain of the mask to that of the algorithm, finer masks give the latter up. The
-            larger the blocks, the coarser the steps in which a small plane can meet ``sparsity``;
-            a plane that one block covers stays dense.
+            :func:`semisparse.blocks.natural_block`). A dense 3x3 convolution of stride 1 runs
+            fastest by Winograd's algorithm in tiles of 4x4 positions, of which only whole ones
+            can be skipped: 4 adds the gain of the mask to that of the algorithm, finer masks give
+            the latter up. The larger the blocks, the coarser the steps in which a small plane can
+            meet ``sparsity``; a plane that one block covers stays dense.
         per_layer_block: rule to a block of its own.
         masks: how the masked positions of a draw are spread: ``"blue-noise"``, evenly, or
             ``"random"``, by one random score map pooled to the size of every layer (the paper's).

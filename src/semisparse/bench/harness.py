@@ -24,7 +24,8 @@ class Settings:
 
     Attributes:
         models: names or paths, as `models.prepare` takes them.
-        sparsities, fills, blocks, chains, skip, image_size: likewise; they do not concern exported files.
+        sparsities, fills, blocks, chains, skip, image_size: likewise; they do not concern exported
+            files.
         threads: one interleaved run for each.
         peers: names of `peers.PEERS`.
         rounds: samples of each candidate in a run.

@@ -44,8 +44,9 @@ def load(
     `fashion-mnist`, `digits`, or `imagefolder:PATH`, where PATH holds one folder of images per
     class, or `train`, `val` and `test` folders of them, of which the last two may be absent.
     `root` is where the data set lies or a relative PATH begins, by default the folder `data` and
-    the working directory; a set that is not there is fetched if `download` is true. `image_size` is 224 by default, for data sets of small images 32. `normalisation` is
-    the data set's own by default; another is used where it has as many channels.
+    the working directory; a set that is not there is fetched if `download` is true. `image_size`
+    is 224 by default, for data sets of small images 32. `normalisation` is the data set's own by
+    default; another is used where it has as many channels.
 
     Raises `DataError` when the data is unknown, absent, empty or unreadable.
     """
@@ -92,13 +93,10 @@ def calibration_images(
         images = source.train
     size = _size(source, image_size)
     _, plain = source.preparation(size)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
     finish = transforms.finish(size, *_normalisation(source, normalisation))
-    some = ImageSet(images.take(chosen), plain, finish)
-    loader = ImageLoader(
-        some, EvaluationOrder(len(some)), 64, split="calibration images", workers=workers
-    )
-    return torch.cat([batch for batch, _ in loader])
+    training = ImageSet(images, plain, finish)
+    drawn, _ = _draw(training, count, "calibration images", workers)
+    return drawn
 
 
 def validation_images(
@@ -118,12 +116,19 @@ def validation_images(
     if open_unlabelled(name, root) is not None:
         return None
     splits = load(name, root, image_size, normalisation=normalisation)
-    held_out = splits.val
-    chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:count])
-    some = ImageSet(held_out.source.take(chosen), held_out.prepare, held_out.finish)
-    batches = list(ImageLoader(some, EvaluationOrder(len(some)), 64, split="validation images"))
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels = _draw(splits.val, count, "validation images")
     return images, labels, len(splits.classes)
+
+
+def _draw(
+    images: ImageSet, count: int, split: str, workers: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `count` of the images and their labels, the same ones every time."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    some = ImageSet(images.source.take(chosen), images.prepare, images.finish)
+    loader = ImageLoader(some, EvaluationOrder(len(some)), 64, split=split, workers=workers)
+    batches, labels = zip(*loader, strict=True)
+    return torch.cat(batches), torch.cat(labels)
 
 
 def _split(name: str, source: Source) -> tuple[Labelled, Labelled, Labelled]:
