@@ -43,7 +43,7 @@ def main() -> None:
 
     def accuracy(config: SparsityConfig | None) -> tuple[float, float]:
         """Divergence on the calibration images, and accuracy in percent."""
-        model, _ = saved.load_dense(options.folder)
+        model = saved.FinishedRun(options.folder).dense()
         applied = apply(model, images, config, draws=1) if config else None
         right = (run(model, batch).argmax(1) == classes).double()
         return applied.after.divergence if applied else 0.0, 100 * float(right.mean())

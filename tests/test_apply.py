@@ -62,17 +62,17 @@ def test_change_is_relative_to_the_norm_of_each_image():
 
 
 def test_the_kept_draw_is_the_nearest_and_can_be_repeated(dense, images):
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     config = SparsityConfig(0.2, seed=4)
     applied = apply(model, images, config, draws=4)
     assert len(set(applied.divergences)) == 4
     assert applied.after.divergence == min(applied.divergences)
     assert applied.seed == 4 + applied.divergences.index(min(applied.divergences))
-    reference, _ = saved.load_dense(dense)
+    reference = saved.FinishedRun(dense).dense()
     with torch.no_grad():
         assert Change.between(model(images), reference(images)) == applied.after
 
-    again, _ = saved.load_dense(dense)
+    again = saved.FinishedRun(dense).dense()
     repeated = apply(again, images, SparsityConfig(0.2, seed=applied.seed), draws=1)
     assert repeated.after == applied.after
     assert repeated.before == applied.before
@@ -81,7 +81,7 @@ def test_the_kept_draw_is_the_nearest_and_can_be_repeated(dense, images):
 
 
 def test_recalibration_brings_outputs_nearer(dense, images):
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     applied = apply(model, images, SparsityConfig(0.3, fill="bias"), draws=2)
     assert applied.recalibrated == 9
     assert applied.after.error < 0.7 * applied.before.error
@@ -91,7 +91,7 @@ def test_recalibration_brings_outputs_nearer(dense, images):
 
 
 def test_statistics_that_take_the_outputs_further_away_are_not_kept(dense, images):
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     other = 5 + 0.1 * torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     applied = apply(model, torch.cat([other, -other]), SparsityConfig(0.05), draws=2)
@@ -134,7 +134,7 @@ def test_the_command_masks_a_run(dense, tmp_path):
 
     test = load("digits", image_size=16).test
     batch = torch.stack([test[index][0] for index in range(len(test))])
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     with torch.no_grad():
         expected = model(batch)
     session = onnxruntime.InferenceSession(out)
@@ -145,7 +145,7 @@ def test_the_command_masks_a_run(dense, tmp_path):
 
 def test_the_command_masks_a_model_by_name_on_unlabelled_files(dense, tmp_path):
     weights = tmp_path / "weights.pt"
-    state = saved.load_dense(dense)[0].state_dict()
+    state = saved.FinishedRun(dense).dense().state_dict()
     state["stem.0.weight"] = state["stem.0.weight"].expand(-1, 3, -1, -1) / 3
     torch.save(state, weights)
     photos = tmp_path / "photos"

@@ -177,4 +177,4 @@ def test_a_run_of_other_classes_is_no_teacher(dense, digits, tmp_path):
 
 
 def test_the_normalisation_of_a_run_is_kept_with_its_model(dense, digits):
-    assert saved.normalisation(dense) == digits.normalisation
+    assert saved.FinishedRun(dense).normalisation == digits.normalisation

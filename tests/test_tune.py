@@ -51,7 +51,7 @@ def dense(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(dense) -> Path:
     path = dense.parent / "dense.onnx"
-    export_onnx(saved.load_dense(dense)[0], torch.zeros(1, 1, 16, 16), path, verify=False)
+    export_onnx(saved.FinishedRun(dense).dense(), torch.zeros(1, 1, 16, 16), path, verify=False)
     return path
 
 
@@ -200,7 +200,7 @@ def test_a_chain_is_one_place_and_a_repeated_layer_none(inverted):
 
 def test_blocks_are_single_positions_and_what_training_would_take(exported, dense):
     config = SparsityConfig(0.5, block="auto")
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     sparsifier = Sparsifier(model, torch.zeros(1, 1, 16, 16), config, 1)
     found = {place.node: place for place in places(onnx.load(exported), "auto")}
     assert found.keys() == sparsifier.masks.keys()
@@ -246,7 +246,7 @@ def test_masks_in_a_file_compute_what_they_do_in_torch(inverted, fill, choice):
 
 
 def test_files_that_cannot_have_masks_are_refused(exported, dense, tmp_path):
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     Sparsifier(model, torch.zeros(1, 1, 16, 16), SparsityConfig(0.3), 1).freeze()
     path = tmp_path / "masked.onnx"
     export_onnx(model, torch.zeros(1, 1, 16, 16), path, verify=False)
@@ -307,7 +307,7 @@ def test_a_cache_that_is_damaged_is_measured_again(tmp_path):
 
 
 def test_sensitivities_are_those_of_a_layer_masked_alone(dense, exported, tmp_path):
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randn(40, 1, 16, 16)
     config = SparsityConfig(0.5, seed=3)
@@ -348,7 +348,7 @@ def test_the_command_tunes_a_run(dense, tmp_path):
     assert figures["measured"]["speedup"]["median"] > 0
     assert figures["measured"]["drop"]["points"] <= 60
     # The masks that were measured are those that anyone makes of the file.
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     sparsifier = Sparsifier(model, torch.zeros(1, 1, 16, 16), config, 1)
     assert set(sparsifier.masks) == masked
     # Again, from what was measured.
@@ -393,7 +393,7 @@ def test_a_table_of_another_model_is_refused(exported, tmp_path):
 @pytest.fixture(scope="module")
 def tuner(dense, exported) -> Tuner:
     """The labels are what the model says, so every other answer is a drop."""
-    model, _ = saved.load_dense(dense)
+    model = saved.FinishedRun(dense).dense()
     images = calibration_images("digits", 60, image_size=16)
     labels = model(images).argmax(1)
     table = table_of(exported)

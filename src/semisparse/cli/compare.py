@@ -146,12 +146,12 @@ def _run(name: str, folder: Path, options: TrainSettings, accuracy: float) -> Ru
     # Tells what is wrong with a file that is damaged.
     InferenceSession(path, library=False)
     work = work_of(read(path))
-    model, pruned = saved.architecture(folder)
+    finished = saved.FinishedRun(folder)
     return Run(
         name=name,
-        model=model,
+        model=finished.architecture,
         masks=_words(options.sparsity),
-        pruned=pruned,
+        pruned=finished.pruned,
         accuracy=accuracy,
         flops=work.flops,
         skipped=1 - work.flops / work.dense().flops,

@@ -63,8 +63,7 @@ def load(
         return _of_run(Path(model), weights, data, data_root, image_size, count)
     from semisparse.training import models
 
-    # A factory may give trained weights.
-    if weights is None and ":" not in model:
+    if models.random_weights(model, weights):
         raise ConfigError(
             f"The weights of {model} would be random, so masks change nothing of worth; give "
             "--weights, DEFAULT or a file."
@@ -88,21 +87,17 @@ def _of_run(
     from semisparse.training import saved, settings
 
     run = settings.read(folder)
-    if weights is not None:
-        raise ConfigError(
-            f"The run {folder} has weights of its own, but --weights is {weights}; give one of "
-            "them."
-        )
+    saved.check_own_weights(folder, weights, "--weights")
     if run.sparsity is not None:
         raise ConfigError(
             f"The run {folder} has masks already; give a run without, or export this one with "
             f"semisparse export --run {folder}."
         )
-    network, _ = saved.load_dense(folder)
+    finished = saved.FinishedRun(folder)
     source = Data(
         data or run.data,
         data_root or (run.data_root if data is None else None),
         image_size or run.image_size,
-        saved.normalisation(folder),
+        finished.normalisation,
     )
-    return network, source.images(count), source
+    return finished.dense(), source.images(count), source

@@ -71,15 +71,11 @@ def load_teacher(name: str, weights: str | Path | None, data: ImageData) -> Teac
     """
     own: Normalisation | None
     if Path(name).is_dir():
-        if weights is not None:
-            raise ConfigError(
-                f"The teacher {name} is a run with weights of its own, but teacher_weights is "
-                f"{weights}; give one of them."
-            )
-        model, _, _ = saved.load_run(Path(name))
-        own = saved.normalisation(Path(name))
+        saved.check_own_weights(Path(name), weights, "teacher_weights")
+        run = saved.FinishedRun(Path(name))
+        model, own = run.masked(), run.normalisation
     else:
-        if weights is None and ":" not in name:
+        if models.random_weights(name, weights):
             raise ConfigError(
                 f"The teacher {name} is not the folder of a run, and a model of that name would have "
                 "random weights; give teacher_weights, a path or DEFAULT."

@@ -79,6 +79,12 @@ def create(
     return model
 
 
+def random_weights(name: str, weights: str | Path | None) -> bool:
+    """Whether `create` is known to give a model nothing that was trained."""
+    # A factory may give trained weights.
+    return weights is None and ":" not in name
+
+
 def normalisation(
     name: str, weights: str | Path | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -41,7 +41,7 @@ from semisparse.training import models, saved, settings
 from semisparse.training import trainer as trainers
 from semisparse.training.callback import SparsityCallback
 from semisparse.training.checkpoints import LAST, resumable
-from semisparse.training.data import ImageData, Normalisation
+from semisparse.training.data import ImageData
 from semisparse.training.distillation import load_teacher
 from semisparse.training.module import Classifier
 from semisparse.training.progress import bars
@@ -180,6 +180,8 @@ def _train(
     bar: Progress,
 ) -> RunResult:
     lightning.seed_everything(options.seed, workers=True, verbose=False)
+    source = Path(options.model)
+    start = saved.FinishedRun(source) if source.is_dir() else None
     data = ImageData(
         options.data,
         options.data_root,
@@ -188,9 +190,12 @@ def _train(
         options.workers,
         options.seed,
         download=options.download,
-        normalisation=_normalisation(options),
+        # What the first weights were trained with, if that is known.
+        normalisation=(
+            start.normalisation if start else models.normalisation(options.model, options.weights)
+        ),
     )
-    model, architecture = _create(options, data)
+    model = _create(options, data, start)
     teacher = (
         load_teacher(options.teacher, options.teacher_weights, data) if options.teacher else None
     )
@@ -216,7 +221,7 @@ def _train(
     saved.save(
         out / "model.pt",
         model,
-        architecture=architecture,
+        architecture=start.architecture if start else options.model,
         num_classes=data.num_classes,
         example_input=data.example_input,
         normalisation=data.normalisation,
@@ -229,26 +234,19 @@ def _train(
     return result
 
 
-def _create(options: TrainSettings, data: ImageData) -> tuple[nn.Module, str]:
-    """The model as training starts with it, and the name of its architecture."""
-    source = Path(options.model)
-    if not source.is_dir():
-        model = models.create(options.model, data.num_classes, options.weights, data.channels)
-        architecture = options.model
-        # A factory may give trained weights.
-        if options.prune_channels and options.weights is None and ":" not in architecture:
-            raise ConfigError(
-                f"prune_channels is {options.prune_channels}, but which channels of {architecture} "
-                "matter is not known while its weights are random; give weights, or the folder of "
-                "a finished run as model."
-            )
-    elif options.weights is not None:
-        raise ConfigError(
-            f"The run {source} has weights of its own, but weights is {options.weights}; give one "
-            "of them."
-        )
+def _create(options: TrainSettings, data: ImageData, start: saved.FinishedRun | None) -> nn.Module:
+    """The model as training starts with it, that of a run or by name."""
+    if start:
+        saved.check_own_weights(Path(options.model), options.weights, "weights")
+        model = start.dense()
     else:
-        model, architecture = saved.load_dense(source)
+        model = models.create(options.model, data.num_classes, options.weights, data.channels)
+        if options.prune_channels and models.random_weights(options.model, options.weights):
+            raise ConfigError(
+                f"prune_channels is {options.prune_channels}, but which channels of "
+                f"{options.model} matter is not known while its weights are random; give weights, "
+                "or the folder of a finished run as model."
+            )
     _check_outputs(options.model, model, data)
     if options.prune_channels:
         prune(
@@ -258,15 +256,7 @@ def _create(options: TrainSettings, data: ImageData) -> tuple[nn.Module, str]:
             options.prune_importance,
             itertools.islice(data.train_dataloader(), -(-_TAYLOR_IMAGES // data.batch_size)),
         )
-    return model, architecture
-
-
-def _normalisation(options: TrainSettings) -> Normalisation | None:
-    """What the first weights were trained with, if that is known."""
-    source = Path(options.model)
-    if source.is_dir():
-        return saved.normalisation(source)
-    return models.normalisation(options.model, options.weights)
+    return model
 
 
 def _check_outputs(name: str, model: nn.Module, data: ImageData) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from semisparse.sparsifier import Sparsifier
 from semisparse.training import models, settings, tensors
 from semisparse.training.data import Normalisation
 from semisparse.training.pruning import resize
-from semisparse.training.settings import TrainSettings
 
 _ENTRIES = {"architecture", "model", "num_classes", "example_input", "normalisation", "sparsifier"}
 
@@ -47,56 +45,78 @@ def save(
         tensors.write(draft, saved)
 
 
+class FinishedRun:
+    """What a finished run left, read once.
+
+    Attributes:
+        settings: of the run.
+        architecture: name of the model, as `models.create` takes it.
+        example_input: `[1, C, H, W]`.
+        normalisation: mean and deviation of each channel that it was trained with.
+
+    Raises `ConfigError` when the folder holds no finished run.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.settings = settings.read(out)
+        self._saved = _read(out)
+        self.architecture: str = self._saved["architecture"]
+        self.example_input: torch.Tensor = self._saved["example_input"]
+        mean, std = self._saved["normalisation"]
+        self.normalisation: Normalisation = tuple(mean), tuple(std)
+
+    def masked(self) -> nn.Module:
+        """The trained model with its masks attached, if it has any, in evaluation mode."""
+        model = self._blank()
+        masks = self.settings.masks
+        if masks is not None:
+            state = self._saved["sparsifier"]
+            sparsifier = Sparsifier(model, self.example_input, masks, state["total_steps"])
+            sparsifier.load_state_dict(state)
+        model.load_state_dict(self._saved["model"])
+        return model
+
+    def dense(self) -> nn.Module:
+        """The trained model without its masks, in evaluation mode."""
+        model = self._blank()
+        trained = self._saved["model"]
+        model.load_state_dict({name: trained[name] for name in model.state_dict()})
+        return model
+
+    @property
+    def pruned(self) -> float:
+        """Share of the channels of the architecture's convolutions that the network lacks."""
+        return 1 - _channels(self._blank()) / _channels(self._create())
+
+    def _blank(self) -> nn.Module:
+        model = self._create()
+        resize(model, self._saved["model"])
+        return model.eval()
+
+    def _create(self) -> nn.Module:
+        channels = self.example_input.shape[1]
+        return models.create(self.architecture, self._saved["num_classes"], input_channels=channels)
+
+
 def load_run(out: Path) -> tuple[nn.Module, torch.Tensor, SparsityConfig | None]:
     """The trained model of a finished run with its masks attached, in evaluation mode.
 
     Returns the model, an example input `[1, C, H, W]`, and the configuration of the masks, which
     is `None` for a dense run. Raises `ConfigError` when the folder holds no finished run.
     """
-    saved, options = _read(out)
-    model = _blank(saved)
-    if options.masks is not None:
-        state = saved["sparsifier"]
-        sparsifier = Sparsifier(model, saved["example_input"], options.masks, state["total_steps"])
-        sparsifier.load_state_dict(state)
-    model.load_state_dict(saved["model"])
-    return model, saved["example_input"], options.sparsity
+    run = FinishedRun(out)
+    return run.masked(), run.example_input, run.settings.sparsity
 
 
-def load_dense(out: Path) -> tuple[nn.Module, str]:
-    """The trained model of a finished run without its masks, in evaluation mode.
-
-    Returns the model and the name of its architecture. Raises `ConfigError` as `load_run`.
-    """
-    saved, _ = _read(out)
-    model = _blank(saved)
-    model.load_state_dict({name: saved["model"][name] for name in model.state_dict()})
-    return model, saved["architecture"]
+def check_own_weights(out: Path, weights: str | Path | None, option: str) -> None:
+    """Raises `ConfigError` for weights, given by `option`, beside those that a run has."""
+    if weights is not None:
+        raise ConfigError(
+            f"The run {out} has weights of its own, but {option} is {weights}; give one of them."
+        )
 
 
-def normalisation(out: Path) -> Normalisation:
-    """Mean and deviation of each channel that a finished run was trained with.
-
-    Raises `ConfigError` as `load_run`.
-    """
-    saved, _ = _read(out)
-    mean, std = saved["normalisation"]
-    return tuple(mean), tuple(std)
-
-
-def architecture(out: Path) -> tuple[str, float]:
-    """What a finished run's network is made from.
-
-    Returns the name of the architecture, and the share of the channels of its convolutions that
-    the network lacks. Raises `ConfigError` as `load_run`.
-    """
-    saved, _ = _read(out)
-    left = _channels(_blank(saved)) / _channels(_architecture(saved))
-    return saved["architecture"], 1 - left
-
-
-def _read(out: Path) -> tuple[dict[str, Any], TrainSettings]:
-    options = settings.read(out)
+def _read(out: Path) -> dict[str, Any]:
     path = out / "model.pt"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,18 +131,7 @@ def _read(out: Path) -> tuple[dict[str, Any], TrainSettings]:
         ) from error
     if not isinstance(saved, dict) or not saved.keys() >= _ENTRIES:
         raise ConfigError(f"{path} is not what a run of this semisparse leaves; train again.")
-    return saved, options
-
-
-def _blank(saved: Mapping[str, Any]) -> nn.Module:
-    model = _architecture(saved)
-    resize(model, saved["model"])
-    return model.eval()
-
-
-def _architecture(saved: Mapping[str, Any]) -> nn.Module:
-    channels = saved["example_input"].shape[1]
-    return models.create(saved["architecture"], saved["num_classes"], input_channels=channels)
+    return saved
 
 
 def _channels(model: nn.Module) -> int:
