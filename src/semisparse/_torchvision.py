@@ -42,6 +42,7 @@ def ensure() -> None:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         if _library is None:
+            # torch has annotated neither of the two calls.
             _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for schema in _SCHEMAS:
                 _library.define(schema)  # type: ignore[no-untyped-call]

@@ -85,6 +85,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """The plain convolution's arguments, the plane and the fill."""
+        # torch has no annotations there.
         plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{plain}, mask={_by(self.mask.shape)}, fill={self.fill}"
 

@@ -61,6 +61,7 @@ def library_path() -> Path:
     )
 
 
+# onnxruntime has no annotations.
 class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     """An `onnxruntime.InferenceSession` with the operator library registered.
 

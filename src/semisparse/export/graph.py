@@ -67,6 +67,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
     """
     # torch.export takes a batch of one for a constant.
     doubled = tuple(torch.cat([x, x]) if x.dim() else x for x in inputs)
+    # torch has annotated neither of the two calls.
     free = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for x in doubled:
         free[x] = {0: torch.export.Dim.AUTO} if x.dim() else None

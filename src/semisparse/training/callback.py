@@ -49,9 +49,8 @@ class SparsityCallback(Callback):
         if stage != "fit" or self.sparsifier is not None:
             return
         model: nn.Module = pl_module.get_submodule(self.target)
-        example = self.example_input
-        if example is None:
-            example = pl_module.example_input_array  # type: ignore[assignment]
+        given = self.example_input
+        example = pl_module.example_input_array if given is None else given
         if not isinstance(example, torch.Tensor):
             raise ModelError(
                 "SparsityCallback has no example input; pass example_input, or set "

@@ -173,7 +173,9 @@ def _differentiate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     model.zero_grad(set_to_none=True)
     count = 0
     for images, classes in batches:
-        nn.functional.cross_entropy(model(images), classes, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        loss = nn.functional.cross_entropy(model(images), classes, reduction="sum")
+        # torch has no annotations there.
+        loss.backward()  # type: ignore[no-untyped-call]
         count += len(classes)
     if not count:
         raise ConfigError("The importance 'taylor' is estimated on images; give batches of them.")

@@ -35,6 +35,7 @@ def _convert(model: Model, param: Path, weights: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         traced = Path(folder, "model.pt")
+        # torch has no annotations there.
         script = torch.jit.trace(model.module(), torch.from_numpy(model.x))  # type: ignore[no-untyped-call]
         script.save(str(traced))
         shape = ",".join(map(str, model.x.shape))

@@ -16,6 +16,7 @@ def runner(
     import torch
 
     torch.set_num_threads(threads)
+    # torch's overloads of `to` leave out a memory format alone.
     module = prepare(model.module().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     x = torch.from_numpy(model.x).to(memory_format=torch.channels_last)
 

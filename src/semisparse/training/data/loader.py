@@ -60,6 +60,7 @@ class ImageLoader(DataLoader[Any]):
         self._count = len(images)
         self._reported = 0
 
+    # torch promises an iterator of a class of its own, and uses it as any.
     @override
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.delivered = self._start

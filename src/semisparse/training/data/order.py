@@ -13,7 +13,8 @@ from typing_extensions import override
 from semisparse.training.data.images import Draw
 
 # Both are samplers of torch's class for several processes, for which Lightning calls `set_epoch`
-# and which it does not replace by its own.
+# and which it does not replace by its own. The class asks for a data set, and takes its length
+# alone.
 
 
 class TrainingOrder(DistributedSampler[Any]):
