@@ -10,31 +10,17 @@
 #include "core/buffer.h"
 #include "core/isa.h"
 #include "core/measure.h"
-#include "kernels/igemm/igemm.h"
+#include "kernels/igemm/listed.h"
 #include "tests/usable.h"
 
 using namespace semisparse;
 
 namespace {
 
-struct Listed {
-  const char* isa;
-  const char* name;
-  size_t mr, nr;
-  igemm::Function run;
-};
-
-const Listed kKernels[] = {
-#define SEMISPARSE_IGEMM(isa, mr, nr) \
-  {#isa, "igemm_" #isa "_" #mr "x" #nr, mr, nr, igemm::igemm_##isa##_##mr##x##nr},
-#include "kernels/igemm/kernels.inc"
-#undef SEMISPARSE_IGEMM
-};
-
 constexpr size_t kTaps = 9;
 constexpr size_t kChannels = 64;
 
-void bench(const Listed& kernel) {
+void bench(const igemm::Listed& kernel) {
   const std::vector<float> input(kernel.mr * kTaps * kChannels, 0.5f);
   const Buffer weights = make_buffer(kTaps * kChannels * kernel.nr);  // aligned, as a layer's are
   std::fill_n(weights.get(), kTaps * kChannels * kernel.nr, 0.25f);
@@ -75,4 +61,4 @@ void bench(const Listed& kernel) {
 
 }  // namespace
 
-int main() { test::for_each_usable(kKernels, bench); }
+int main() { test::for_each_usable(igemm::kListed, bench); }

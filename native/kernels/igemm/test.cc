@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/igemm/igemm.h"
+#include "kernels/igemm/listed.h"
 #include "kernels/igemm/reference.h"
 #include "tests/check.h"
 #include "tests/guarded.h"
@@ -12,31 +13,18 @@
 #include "tests/usable.h"
 
 using namespace semisparse;
+using igemm::Listed;
 using igemm::Tile;
 using test::Guarded;
 using test::Random;
 
 namespace {
 
-struct Listed {
-  const char* isa;
-  const char* name;
-  size_t mr, nr;
-  igemm::Function run;
-};
-
-const Listed kKernels[] = {
-#define SEMISPARSE_IGEMM(isa, mr, nr) \
-  {#isa, "igemm_" #isa "_" #mr "x" #nr, mr, nr, igemm::igemm_##isa##_##mr##x##nr},
-#include "kernels/igemm/kernels.inc"
-#undef SEMISPARSE_IGEMM
-};
-
 // Floats in the last vector of a panel: the narrowest panel is one vector wide, and what is no
 // multiple of it has a tail.
 size_t last_lanes(const Listed& kernel) {
   size_t narrowest = kernel.nr;
-  for (const Listed& other : kKernels) {
+  for (const Listed& other : igemm::kListed) {
     if (std::strcmp(other.isa, kernel.isa) == 0) narrowest = std::min(narrowest, other.nr);
   }
   return kernel.nr % narrowest == 0 ? narrowest : kernel.nr % narrowest;
@@ -100,7 +88,7 @@ void check_tile(const Listed& kernel, size_t m, uint64_t seed) {
 }  // namespace
 
 int main() {
-  test::for_each_usable(kKernels, [](const Listed& kernel) {
+  test::for_each_usable(igemm::kListed, [](const Listed& kernel) {
     for (size_t m = 1; m <= kernel.mr; ++m) {
       for (size_t i = 0; i < test::rounds(200); ++i) check_tile(kernel, m, m * 1000003 + i);
     }
