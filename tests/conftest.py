@@ -8,9 +8,13 @@ import runpy
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from typer.testing import CliRunner, Result
+
+from semisparse.cli import app
 
 # Threads of torch and OpenMP only compete with one another on the small arrays of the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -54,3 +58,56 @@ def launch(tmp_path_factory) -> Callable[..., BaseProcess]:
         return process
 
     return start
+
+
+@pytest.fixture(scope="session")
+def invoke() -> Callable[..., Result]:
+    """Runs a command in this process, `invoke("run", path, code=0)`, and asserts its exit code."""
+
+    def run(*arguments: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(invoke) -> Callable[..., str]:
+    """Runs a command that cannot do what it is asked to, and returns the one line of its error."""
+
+    def run(*arguments: object) -> str:
+        result = invoke(*arguments, code=1)
+        assert "Traceback" not in result.output
+        (line,) = result.stderr.strip().splitlines()
+        return str(line)
+
+    return run
+
+
+class _PowerCutError(Exception):
+    pass
+
+
+@pytest.fixture(scope="session")
+def train_until() -> Callable[..., None]:
+    """Trains until the power fails at a step: `train_until(settings, out, step)`."""
+    from rich.progress import Progress
+
+    from semisparse.training import run
+
+    class Fuse(Progress):
+        def __init__(self, step: int) -> None:
+            super().__init__(disable=True)
+            self.step = step
+
+        def update(self, task_id: Any, **fields: Any) -> None:
+            if fields.get("completed") == self.step:
+                raise _PowerCutError
+            super().update(task_id, **fields)
+
+    def train(settings: Any, out: Path, step: int) -> None:
+        with pytest.raises(_PowerCutError):
+            run.train(settings, out, progress=Fuse(step))
+
+    return train

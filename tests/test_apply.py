@@ -12,9 +12,7 @@ import torch
 from PIL import Image
 from rich.progress import Progress
 from torch import nn
-from typer.testing import CliRunner
 
-from semisparse.cli import app
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ModelError
 from semisparse.training import run, saved
@@ -35,18 +33,6 @@ def dense(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return calibration_images("digits", 200, image_size=16)
-
-
-def command(*arguments: object):
-    return CliRunner().invoke(app, ["apply", *map(str, arguments)], env={"COLUMNS": "200"})
-
-
-def refused(*arguments: object) -> str:
-    result = command(*arguments)
-    assert result.exit_code == 1, result.output
-    assert "Traceback" not in result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
 
 
 def test_change_is_relative_to_the_norm_of_each_image():
@@ -119,11 +105,10 @@ def test_no_draws_are_refused(images):
         apply(nn.Conv2d(1, 2, 3), images, SparsityConfig(0.2), draws=0)
 
 
-def test_the_command_masks_a_run(dense, tmp_path):
+def test_the_command_masks_a_run(invoke, dense, tmp_path):
     out, header = tmp_path / "masked.onnx", tmp_path / "masks.h"
     options = ["--sparsity", 0.2, "--skip", "1x1", "--images", 200, "--draws", 2]
-    result = command("--model", dense, *options, "--out", out, "--header", header, "--json")
-    assert result.exit_code == 0, result.output
+    result = invoke("apply", "--model", dense, *options, "--out", out, "--header", header, "--json")
     figures = json.loads(result.stdout)
     assert figures["images"] == 200
     assert figures["path"] == str(out)
@@ -143,7 +128,7 @@ def test_the_command_masks_a_run(dense, tmp_path):
     assert Change.between(found, expected).agreement > 0.7
 
 
-def test_the_command_masks_a_model_by_name_on_unlabelled_files(dense, tmp_path):
+def test_the_command_masks_a_model_by_name_on_unlabelled_files(invoke, refused, dense, tmp_path):
     weights = tmp_path / "weights.pt"
     state = saved.FinishedRun(dense).dense().state_dict()
     state["stem.0.weight"] = state["stem.0.weight"].expand(-1, 3, -1, -1) / 3
@@ -156,34 +141,43 @@ def test_the_command_masks_a_model_by_name_on_unlabelled_files(dense, tmp_path):
     options = ["--model", "semisparse/resnet8", "--weights", weights, "--num-classes", 10]
     options += ["--calibrate", f"imagefolder:{photos}", "--image-size", 32, "--sparsity", 0.1]
     out = tmp_path / "model.onnx"
-    result = command(*options, "--draws", 3, "--out", out)
-    assert result.exit_code == 0, result.output
+    result = invoke("apply", *options, "--draws", 3, "--out", out)
     assert "divergence of 3 draws" in result.stdout
     assert onnxruntime.InferenceSession(out).get_inputs()[0].shape[1:] == [3, 32, 32]
     wrong = [*options[:5], 12, *options[6:]]
-    assert "fc.weight" in refused(*wrong, "--out", tmp_path / "other.onnx")
+    assert "fc.weight" in refused("apply", *wrong, "--out", tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()
 
 
-def test_what_cannot_be_applied_is_one_error(dense, tmp_path):
+def test_what_cannot_be_applied_is_one_error(refused, dense, tmp_path):
     out = tmp_path / "model.onnx"
     sparse = ["--sparsity", 0.2, "--out", out]
     named = ["--model", "semisparse/resnet8", *sparse]
-    assert "--model" in refused(*sparse)
-    assert "--sparsity" in refused("--model", dense, "--out", out)
-    assert "--weights" in refused(*named, "--calibrate", "digits")
-    assert "--calibrate" in refused(*named, "--weights", tmp_path / "none.pt")
-    assert "none.pt" in refused(*named, "--weights", tmp_path / "none.pt", "--calibrate", "digits")
-    assert "did you mean digits" in refused("--model", dense, *sparse, "--calibrate", "digit")
-    assert "weights of its own" in refused("--model", dense, *sparse, "--weights", "DEFAULT")
-    assert "not a run folder" in refused("--model", tmp_path, *sparse)
-    assert "is a folder" in refused("--model", dense, "--sparsity", 0.2, "--out", tmp_path)
-    assert "matches no convolution" in refused("--model", dense, *sparse, "--skip", "layer9.*")
+    assert "--model" in refused("apply", *sparse)
+    assert "--sparsity" in refused("apply", "--model", dense, "--out", out)
+    assert "--weights" in refused("apply", *named, "--calibrate", "digits")
+    assert "--calibrate" in refused("apply", *named, "--weights", tmp_path / "none.pt")
+    assert "none.pt" in refused(
+        "apply", *named, "--weights", tmp_path / "none.pt", "--calibrate", "digits"
+    )
+    assert "did you mean digits" in refused(
+        "apply", "--model", dense, *sparse, "--calibrate", "digit"
+    )
+    assert "weights of its own" in refused(
+        "apply", "--model", dense, *sparse, "--weights", "DEFAULT"
+    )
+    assert "not a run folder" in refused("apply", "--model", tmp_path, *sparse)
+    assert "is a folder" in refused("apply", "--model", dense, "--sparsity", 0.2, "--out", tmp_path)
+    assert "matches no convolution" in refused(
+        "apply", "--model", dense, *sparse, "--skip", "layer9.*"
+    )
     assert not out.exists()
 
 
-def test_a_run_that_has_masks_is_refused(tmp_path):
+def test_a_run_that_has_masks_is_refused(refused, tmp_path):
     sparse = TrainSettings(**QUICK, sparsity=SparsityConfig(0.2))
     (tmp_path / "config.json").write_text(json.dumps(sparse.to_dict()))
-    found = refused("--model", tmp_path, "--sparsity", 0.2, "--out", tmp_path / "model.onnx")
+    found = refused(
+        "apply", "--model", tmp_path, "--sparsity", 0.2, "--out", tmp_path / "model.onnx"
+    )
     assert "has masks already" in found

@@ -35,24 +35,8 @@ COMMANDS = [
 DOCTOR = str(files("semisparse").joinpath("doctor.onnx"))
 
 
-def invoke(*arguments: object, code: int = 0, wide: bool = True):
-    result = CliRunner().invoke(
-        app, [str(argument) for argument in arguments], env={"COLUMNS": "200"} if wide else {}
-    )
-    assert result.exit_code == code, result.output
-    return result
-
-
-def refused(*arguments: object) -> str:
-    """The one line of an expected error."""
-    result = invoke(*arguments, code=1)
-    assert "Traceback" not in result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
-
-
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
+def exported(invoke, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     invoke(
         *("export", "--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32),
@@ -61,14 +45,14 @@ def exported(tmp_path_factory) -> Path:
     return path
 
 
-def test_help_lists_every_command_in_order():
+def test_help_lists_every_command_in_order(invoke):
     text = invoke("--help").stdout
     places = [text.index(f"│ {name} ") for name in COMMANDS]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_has_an_example(command):
+def test_help_of_every_command_has_an_example(invoke, command):
     text = invoke(command, "--help").stdout
     assert f"semisparse {command}" in text[text.index("Examples:") :]
 
@@ -84,20 +68,20 @@ def test_help_of_every_option_is_shown_as_written(command):
             assert option.help in text
 
 
-def test_version():
+def test_version(invoke):
     assert invoke("--version").stdout.strip() == semisparse.__version__
 
 
-def test_no_command_is_help():
+def test_no_command_is_help(invoke):
     assert "Commands" in invoke(code=2).output
 
 
 @pytest.mark.parametrize("arguments", [["walk"], ["run"], ["run", "x.onnx", "--repeats", "0"]])
-def test_misuse_is_exit_code_two(arguments):
+def test_misuse_is_exit_code_two(invoke, arguments):
     assert "Traceback" not in invoke(*arguments, code=2).output
 
 
-def test_expected_error_is_one_line():
+def test_expected_error_is_one_line(refused):
     line = refused("run", "/nowhere/a[b]model.onnx")
     assert line.startswith("error: /nowhere/a[b]model.onnx is not a file")
 
@@ -107,7 +91,7 @@ def test_debug_shows_the_traceback():
     assert isinstance(result.exception, FileFormatError)
 
 
-def test_run_prints_output_and_latency():
+def test_run_prints_output_and_latency(invoke):
     result = json.loads(invoke("run", DOCTOR, "--repeats", 5, "--threads", 1, "--json").stdout)
     latency = result["latency_ms"]
     assert 0 < latency["lower_quartile"] <= latency["median"] <= latency["upper_quartile"]
@@ -121,7 +105,7 @@ def test_run_prints_output_and_latency():
     assert "ms median of 1 runs" in text
 
 
-def test_run_reads_the_input(tmp_path):
+def test_run_reads_the_input(invoke, refused, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 2, 2))
     result = json.loads(invoke("run", DOCTOR, "--input", path, "--top", 2, "--json").stdout)
@@ -130,7 +114,7 @@ def test_run_reads_the_input(tmp_path):
     assert "[1, 1, 3, 3]" in refused("run", DOCTOR, "--input", path)
 
 
-def test_run_of_a_size_that_the_masks_were_not_made_for(exported, tmp_path):
+def test_run_of_a_size_that_the_masks_were_not_made_for(refused, exported, tmp_path):
     model = onnx.load(exported)
     for place, name in ((2, "height"), (3, "width")):
         model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
@@ -141,7 +125,7 @@ def test_run_of_a_size_that_the_masks_were_not_made_for(exported, tmp_path):
     assert "does not run on input [1, 3, 40, 40]" in line
 
 
-def test_run_with_and_without_the_library(exported):
+def test_run_with_and_without_the_library(invoke, refused, exported):
     results = [
         json.loads(invoke("run", exported, "--repeats", 1, "--json", flag).stdout)
         for flag in ("--library", "--no-library")
@@ -158,7 +142,7 @@ def test_export_writes_model_and_header(exported):
     assert "static const uint8_t" in exported.with_name("masks.h").read_text()
 
 
-def test_export_masks_whole_blocks(tmp_path):
+def test_export_masks_whole_blocks(invoke, tmp_path):
     path = tmp_path / "model.onnx"
     arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
     invoke("export", *arguments, "--sparsity", 0.5, "--fill", "bias", "--block", 4, "--out", path)
@@ -171,7 +155,7 @@ def test_export_masks_whole_blocks(tmp_path):
         assert mask.mean() == 0.5
 
 
-def test_export_reports_its_layers(tmp_path):
+def test_export_reports_its_layers(invoke, tmp_path):
     arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
     path = tmp_path / "model.onnx"
     figures = json.loads(
@@ -204,20 +188,20 @@ def test_export_reports_its_layers(tmp_path):
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
-def test_export_refuses(arguments, message, tmp_path):
+def test_export_refuses(refused, arguments, message, tmp_path):
     out = [] if "--out" in arguments else ["--out", tmp_path / "model.onnx"]
     assert message in refused("export", "--image-size", 32, *arguments, *out)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_agrees(exported):
+def test_check_agrees(invoke, exported):
     found = json.loads(invoke("check", exported, "--json").stdout)
     assert found["ok"]
     assert max(found["errors"].values()) < 1e-5
     assert "agrees" in invoke("check", exported).stdout
 
 
-def test_check_sees_a_portable_body_that_differs(exported, tmp_path):
+def test_check_sees_a_portable_body_that_differs(invoke, exported, tmp_path):
     model = onnx.load(exported)
     changed = 0
     for function in model.functions:
@@ -232,7 +216,7 @@ def test_check_sees_a_portable_body_that_differs(exported, tmp_path):
     assert not json.loads(invoke("check", path, "--json", code=1).stdout)["ok"]
 
 
-def test_check_refuses_a_foreign_file():
+def test_check_refuses_a_foreign_file(refused):
     assert "semisparse.format" in refused("check", DOCTOR) or "ConvFill" in refused("check", DOCTOR)
 
 

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
-from semisparse.cli import app
 from semisparse.config import SparsityConfig
 from semisparse.export import export_onnx
 from semisparse.sparsifier import Sparsifier
@@ -62,21 +60,10 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir())}
 
 
-def command(*arguments: object):
-    return CliRunner().invoke(app, ["compare", *map(str, arguments)], env={"COLUMNS": "200"})
-
-
-def refused(*arguments: object) -> str:
-    result = command(*arguments, "--no-latency")
-    assert result.exit_code == 1, result.output
-    assert "Traceback" not in result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
-
-
-def test_figures_are_those_of_the_runs(runs, tmp_path):
-    result = command(runs["dense"], runs["masked"], runs["both"], "--no-latency", "--json", "-")
-    assert result.exit_code == 0, result.output
+def test_figures_are_those_of_the_runs(invoke, runs, tmp_path):
+    result = invoke(
+        "compare", runs["dense"], runs["masked"], runs["both"], "--no-latency", "--json", "-"
+    )
     figures = json.loads(result.stdout)
     assert figures["data"] == "digits"
     dense, masked, both = figures["runs"]
@@ -96,12 +83,11 @@ def test_figures_are_those_of_the_runs(runs, tmp_path):
     assert all(run["latency"] is None for run in figures["runs"])
 
 
-def test_exported_models_are_timed_in_turns(runs, tmp_path):
+def test_exported_models_are_timed_in_turns(invoke, runs, tmp_path):
     page, document = tmp_path / "compare.html", tmp_path / "compare.md"
     figures = tmp_path / "compare.json"
     files = ["--html", page, "--markdown", document, "--json", figures]
-    result = command(runs["dense"], runs["both"], "--rounds", 3, *files)
-    assert result.exit_code == 0, result.output
+    result = invoke("compare", runs["dense"], runs["both"], "--rounds", 3, *files)
     dense, both = json.loads(figures.read_text())["runs"]
     assert dense["speedup"] == {"low": 1, "median": 1, "high": 1}
     for run in (dense, both):
@@ -117,48 +103,49 @@ def test_exported_models_are_timed_in_turns(runs, tmp_path):
     assert "http" not in text
 
 
-def test_without_latency_nothing_is_said_of_it(runs, tmp_path):
+def test_without_latency_nothing_is_said_of_it(invoke, runs, tmp_path):
     page = tmp_path / "compare.html"
-    result = command(runs["dense"], runs["masked"], "--no-latency", "--html", page)
-    assert result.exit_code == 0, result.output
+    result = invoke("compare", runs["dense"], runs["masked"], "--no-latency", "--html", page)
     assert "speedup" not in result.stdout
     assert "latency, ms" not in page.read_text()
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(runs, tmp_path):
+def test_runs_of_one_name_are_told_apart_by_their_paths(invoke, runs, tmp_path):
     other = shutil.copytree(runs["dense"], tmp_path / "dense")
-    result = command(runs["dense"], other, "--no-latency", "--json", "-")
+    result = invoke("compare", runs["dense"], other, "--no-latency", "--json", "-")
     names = [run["name"] for run in json.loads(result.stdout)["runs"]]
     assert names == [str(runs["dense"]), str(other)]
 
 
-def test_what_cannot_be_compared_is_one_error(runs, tmp_path):
+def test_what_cannot_be_compared_is_one_error(refused, runs, tmp_path):
     dense = runs["dense"]
 
     def damaged(name: str) -> Path:
         return shutil.copytree(runs["masked"], tmp_path / name)
 
-    assert "given twice" in refused(dense, dense.parent / "masked" / ".." / "dense")
-    assert "not a run folder" in refused(dense, tmp_path)
+    assert "given twice" in refused("compare", dense, dense.parent / "masked" / ".." / "dense")
+    assert "not a run folder" in refused("compare", dense, tmp_path)
     unfinished = damaged("unfinished")
     (unfinished / "result.json").unlink()
-    assert f"--resume {unfinished}" in refused(dense, unfinished)
+    assert f"--resume {unfinished}" in refused("compare", dense, unfinished)
     torn = damaged("torn")
     (torn / "result.json").write_text('{"test_acc')
-    assert "result.json cannot be read" in refused(dense, torn)
+    assert "result.json cannot be read" in refused("compare", dense, torn)
     foreign = damaged("foreign")
     (foreign / "result.json").write_text("[]")
-    assert "result.json cannot be read" in refused(dense, foreign)
+    assert "result.json cannot be read" in refused("compare", dense, foreign)
     lost = damaged("lost")
     (lost / "model.onnx").unlink()
-    assert f"semisparse export --run {lost}" in refused(dense, lost)
+    assert f"semisparse export --run {lost}" in refused("compare", dense, lost)
     (lost / "model.onnx").write_bytes(b"nothing of ours")
-    assert "model.onnx" in refused(dense, lost)
+    assert "model.onnx" in refused("compare", dense, lost)
     other = damaged("other")
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**settings, "data": "fashion-mnist"}))
-    assert "dense was tested on digits and other on fashion-mnist" in refused(dense, other)
-    assert "is a folder" in refused(dense, "--html", tmp_path)
+    assert "dense was tested on digits and other on fashion-mnist" in refused(
+        "compare", dense, other
+    )
+    assert "is a folder" in refused("compare", dense, "--html", tmp_path)
     stranger = damaged("stranger")
     torch.save({"state_dict": {}}, stranger / "model.pt")
-    assert "model.pt is not what a run" in refused(dense, stranger)
+    assert "model.pt is not what a run" in refused("compare", dense, stranger)

@@ -17,10 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 from torch import nn
-from typer.testing import CliRunner
 
 from semisparse import masks
-from semisparse.cli import app
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, FileFormatError
 from semisparse.export import export_onnx
@@ -74,18 +72,6 @@ def table_of(path: Path, saving: float = 0.8) -> LatencyTable:
     )
     seconds = 1.1 * sum(unit.seconds for unit in units)
     return LatencyTable({"cpu": "a board"}, 1, "nearest", "auto", (1, 1, 16, 16), seconds, units)
-
-
-def command(*arguments: object):
-    return CliRunner().invoke(app, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
-
-
-def refused(*arguments: object) -> str:
-    result = command(*arguments)
-    assert result.exit_code == 1, result.output
-    assert "Traceback" not in result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
 
 
 # The choice.
@@ -332,10 +318,9 @@ def test_sensitivities_are_those_of_a_layer_masked_alone(dense, exported, tmp_pa
 # What a user does.
 
 
-def test_the_command_tunes_a_run(dense, tmp_path):
+def test_the_command_tunes_a_run(invoke, dense, tmp_path):
     out = tmp_path / "sparsity.json"
-    result = command(dense, "--max-drop", 60, *FEW, "--skip", "1x1", "--out", out, "--json")
-    assert result.exit_code == 0, result.output
+    result = invoke("tune", dense, "--max-drop", 60, *FEW, "--skip", "1x1", "--out", out, "--json")
     figures = json.loads(result.stdout)
     config = SparsityConfig.from_json(out.read_text())
     masked = {name for unit in figures["units"] if unit["masked"] for name in unit["layers"]}
@@ -353,24 +338,24 @@ def test_the_command_tunes_a_run(dense, tmp_path):
     assert set(sparsifier.masks) == masked
     # Again, from what was measured.
     kept = (out.with_suffix(".tune") / "sensitivities.json").read_text()
-    again = command(dense, "--target-speedup", 1.01, *FEW, "--skip", "1x1", "--out", out)
-    assert again.exit_code == 0, again.output
+    again = invoke("tune", dense, "--target-speedup", 1.01, *FEW, "--skip", "1x1", "--out", out)
     assert "speedup" in again.stdout
     assert (out.with_suffix(".tune") / "sensitivities.json").read_text() == kept
 
 
-def test_the_command_takes_the_latencies_of_another_machine(dense, exported, tmp_path):
+def test_the_command_takes_the_latencies_of_another_machine(
+    invoke, refused, dense, exported, tmp_path
+):
     path, out = tmp_path / "latencies.json", tmp_path / "sparsity.json"
     table = table_of(exported)
     table.save(path)
     arguments = [dense, "--images", 60, "--latencies", path, "--out", out]
-    result = command(*arguments, "--target-speedup", 1.2, "--json")
-    assert result.exit_code == 0, result.output
+    result = invoke("tune", *arguments, "--target-speedup", 1.2, "--json")
     figures = json.loads(result.stdout)
     assert figures["predicted"]["speedup"] >= 1.2 - 1e-6
     assert figures["measured"]["speedup"] is None
     for option in (["--threads", 1], ["--block", 2], ["--fill", "bias"]):
-        said = refused(*arguments, "--target-speedup", 1.2, *option)
+        said = refused("tune", *arguments, "--target-speedup", 1.2, *option)
         assert f"{option[0]} is decided by --latencies" in said
 
 
@@ -435,7 +420,6 @@ def test_latencies_are_measured_without_torch(exported, tmp_path):
     out = tmp_path / "latencies.json"
     code = f"""
 import sys
-from semisparse.cli import app
 app(["tune", {str(exported)!r}, "--measure-only", "--rounds", "4", "--sparsities", "0.5",
      "--out", {str(out)!r}], standalone_mode=False)
 print([name for name in ("torch", "scipy", "torchvision") if name in sys.modules])
@@ -448,21 +432,21 @@ print([name for name in ("torch", "scipy", "torchvision") if name in sys.modules
     latency.check_fits(table, out, exported)
 
 
-def test_what_cannot_be_tuned_is_one_error(dense, exported, tmp_path):
+def test_what_cannot_be_tuned_is_one_error(refused, dense, exported, tmp_path):
     out = ["--out", tmp_path / "sparsity.json"]
-    assert "one goal" in refused(dense, *out)
-    assert "one goal" in refused(dense, *out, "--target-speedup", 2, "--max-drop", 1)
+    assert "one goal" in refused("tune", dense, *out)
+    assert "one goal" in refused("tune", dense, *out, "--target-speedup", 2, "--max-drop", 1)
     for goal in (1, 0.5, float("nan"), float("inf")):
-        assert "number above 1" in refused(dense, *out, "--target-speedup", goal)
+        assert "number above 1" in refused("tune", dense, *out, "--target-speedup", goal)
     fast = ["--target-speedup", 1.1]
-    assert "separated by commas" in refused(dense, *out, *fast, "--sparsities", "a,b")
-    assert "between 0 and 1" in refused(dense, *out, *fast, "--sparsities", "0.5,1")
-    assert "no fill" in refused(dense, *out, *fast, "--fill", "zero")
-    assert "no goal" in refused(exported, "--measure-only", *out, *fast)
-    assert ".onnx" in refused(dense, "--measure-only", *out)
-    assert "not a file" in refused(tmp_path / "none.onnx", "--measure-only", *out)
+    assert "separated by commas" in refused("tune", dense, *out, *fast, "--sparsities", "a,b")
+    assert "between 0 and 1" in refused("tune", dense, *out, *fast, "--sparsities", "0.5,1")
+    assert "no fill" in refused("tune", dense, *out, *fast, "--fill", "zero")
+    assert "no goal" in refused("tune", exported, "--measure-only", *out, *fast)
+    assert ".onnx" in refused("tune", dense, "--measure-only", *out)
+    assert "not a file" in refused("tune", tmp_path / "none.onnx", "--measure-only", *out)
     (tmp_path / "damaged.onnx").write_bytes(exported.read_bytes()[:-100])
-    assert "cannot load" in refused(tmp_path / "damaged.onnx", "--measure-only", *out)
-    assert "--weights" in refused("semisparse/resnet8", "--data", "digits", *out, *fast)
-    assert "is a folder" in refused(dense, *fast, "--out", tmp_path)
+    assert "cannot load" in refused("tune", tmp_path / "damaged.onnx", "--measure-only", *out)
+    assert "--weights" in refused("tune", "semisparse/resnet8", "--data", "digits", *out, *fast)
+    assert "is a folder" in refused("tune", dense, *fast, "--out", tmp_path)
     assert not (tmp_path / "sparsity.json").exists()
