@@ -667,6 +667,20 @@ def test_the_command_trains_beside_a_damaged_image(damaged, tmp_path):
     assert refused.exit_code == 1
     assert "2 of the 60 images of the training split" in refused.stderr
     assert "Traceback" not in refused.stderr
+    allowed = [*arguments, "--max-unreadable", "0.02", "--out", str(tmp_path / "other")]
+    result = CliRunner().invoke(app, ["train", *allowed])
+    assert result.exit_code == 0, result.output
+
+
+def test_as_many_images_may_be_left_out_of_calibration_as_is_said(damaged):
+    name = f"imagefolder:{damaged}"
+    assert len(data.calibration_images(name, 60, None, 16)) == 59
+    with pytest.raises(DataError, match="max_unreadable lets only 0"):
+        data.calibration_images(name, 60, None, 16, max_unreadable=0)
+    images, labels, classes = data.validation_images(name, 21, None, 16)
+    assert (len(images), len(labels), classes) == (20, 20, 3)
+    with pytest.raises(DataError, match="1 of the 21 images of the validation sample"):
+        data.validation_images(name, 21, None, 16, max_unreadable=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\xff" * 64])

@@ -22,27 +22,28 @@ QUICK = {"model": "semisparse/resnet8", "data": "digits", "image_size": 16, "bat
 SPARSE = TrainSettings(**QUICK, sparsity=SparsityConfig.paper(0.3), epochs=3)
 
 
-class PowerCutError(Exception):
-    pass
+class Notes(Progress):
+    """A bar that keeps what it was told to note."""
 
-
-class Fuse(Progress):
-    """Progress that fails when the bar reaches a step."""
-
-    def __init__(self, step: int) -> None:
+    def __init__(self) -> None:
         super().__init__(disable=True)
-        self.step = step
+        self.noted = []
 
     def update(self, task_id, **fields):
-        if fields.get("completed") == self.step:
-            raise PowerCutError
+        if "note" in fields:
+            self.noted.append(fields["note"])
         super().update(task_id, **fields)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, run.RunResult]:
+def bar() -> Notes:
+    return Notes()
+
+
+@pytest.fixture(scope="module")
+def finished(bar, tmp_path_factory) -> tuple[Path, run.RunResult]:
     out = tmp_path_factory.mktemp("runs") / "finished"
-    return out, run.train(SPARSE, out, progress=Progress(disable=True))
+    return out, run.train(SPARSE, out, progress=bar)
 
 
 def test_a_run_leaves_the_folder_that_its_documentation_lists(finished):
@@ -65,6 +66,14 @@ def test_a_run_leaves_the_folder_that_its_documentation_lists(finished):
     assert stored["test_accuracy"] == result.test_accuracy
     assert all(abs(value - 0.3) <= 0.5 / 16 for value in stored["sparsities"].values())
     assert "mask_layer1_0_conv1[16][16]" in (out / "masks.h").read_text()
+
+
+def test_the_bar_tells_how_far_validation_and_test_are(finished, bar):
+    result = finished[1]
+    assert bar.noted.count("validating, 1/1 batches") == 4  # after the epochs, and at the end
+    validation = f"validation {100 * result.val_accuracy:.1f}%"
+    test = f"{validation}, test {100 * result.test_accuracy:.1f}%"
+    assert bar.noted[-5:] == [validation, *(f"testing, {n}/3 batches" for n in (1, 2, 3)), test]
 
 
 def test_the_curves_have_a_row_for_each_epoch(finished):
@@ -94,11 +103,10 @@ def test_a_loaded_run_and_its_export_repeat_the_test_accuracy(finished):
     np.testing.assert_allclose(exported, logits.numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_that_failed_in_its_first_epoch_begins_again(finished, tmp_path):
+def test_a_run_that_failed_in_its_first_epoch_begins_again(train_until, finished, tmp_path):
     out, result = finished
     again = tmp_path / "run"
-    with pytest.raises(PowerCutError):
-        run.train(SPARSE, again, progress=Fuse(3))
+    train_until(SPARSE, again, 3)
     assert not (again / "result.json").exists()
     resumed = run.train(SPARSE, again, resume=True, progress=Progress(disable=True))
     assert resumed == result
@@ -200,18 +208,17 @@ def test_settings_survive_their_json_form():
     ],
 )
 def test_a_model_or_data_that_does_not_fit_is_refused_before_training(
-    tmp_path, changed, error, message
+    train_until, tmp_path, changed, error, message
 ):
     with pytest.raises(error, match=message):
-        run.train(TrainSettings(**{**QUICK, **changed}), tmp_path / "run", progress=Fuse(1))
+        train_until(TrainSettings(**{**QUICK, **changed}), tmp_path / "run", 1)
 
 
-def test_a_run_that_failed_before_it_learned_anything_may_be_started_over(tmp_path):
+def test_a_run_that_failed_before_it_learned_anything_may_be_started_over(train_until, tmp_path):
     wrong = TrainSettings(**QUICK, sparsity=SparsityConfig(0.3, skip=["head.*"]))
     with pytest.raises(ConfigError, match=r"head\.\*"):
         run.train(wrong, tmp_path / "run", progress=Progress(disable=True))
-    with pytest.raises(PowerCutError):
-        run.train(SPARSE, tmp_path / "run", progress=Fuse(1))
+    train_until(SPARSE, tmp_path / "run", 1)
     assert settings.read(tmp_path / "run") == SPARSE
 
 

@@ -50,6 +50,7 @@ def apply(
     ] = 500,
     data_root: options.DataRoot = None,
     image_size: options.TrainedSize = None,
+    max_unreadable: options.MaxUnreadable = 0.01,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
     masks: options.Masks = SparsityConfig.masks,
@@ -82,7 +83,7 @@ def apply(
     for path in filter(None, (out, header)):
         check_writable(path)
     network, batch, _ = trained.load(
-        *(model, weights, num_classes, calibrate, data_root, image_size, images),
+        *(model, weights, num_classes, calibrate, data_root, image_size, images, max_unreadable),
         option="--calibrate",
     )
     with Console(stderr=True).status(f"{len(batch)} images, {draws} draws of masks"):

@@ -31,6 +31,15 @@ Weights = Annotated[
     ),
 ]
 DataRoot = Annotated[str | None, typer.Option(help="Where the data set is.", rich_help_panel=MODEL)]
+MaxUnreadable = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Fraction of the images that may be left out because they cannot be read.",
+        rich_help_panel=MODEL,
+    ),
+]
 # What `cli.trained.load` takes.
 TrainedWeights = Annotated[
     str | None,

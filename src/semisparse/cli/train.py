@@ -62,6 +62,7 @@ def train(
     workers: Annotated[
         int, typer.Option(help="Processes that load images.", rich_help_panel=options.MODEL)
     ] = 0,
+    max_unreadable: options.MaxUnreadable = 0.01,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
     masks: options.Masks = SparsityConfig.masks,

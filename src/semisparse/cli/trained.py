@@ -22,13 +22,16 @@ class Data:
     root: str | None
     image_size: int | None
     normalisation: Normalisation | None
+    max_unreadable: float
 
     def images(self, count: int) -> Tensor:
         """Some of the training split, without labels."""
         from semisparse.training.data import calibration_images
 
         return calibration_images(
-            self.name, count, self.root, self.image_size, normalisation=self.normalisation
+            *(self.name, count, self.root, self.image_size),
+            normalisation=self.normalisation,
+            max_unreadable=self.max_unreadable,
         )
 
     def validation(self, count: int) -> tuple[Tensor, Tensor, int] | None:
@@ -39,7 +42,9 @@ class Data:
         from semisparse.training.data import validation_images
 
         return validation_images(
-            self.name, count, self.root, self.image_size, normalisation=self.normalisation
+            *(self.name, count, self.root, self.image_size),
+            normalisation=self.normalisation,
+            max_unreadable=self.max_unreadable,
         )
 
 
@@ -51,6 +56,7 @@ def load(
     data_root: str | None,
     image_size: int | None,
     count: int,
+    max_unreadable: float,
     *,
     option: str,
 ) -> tuple[nn.Module, Tensor, Data]:
@@ -60,7 +66,7 @@ def load(
     `training.models.create` takes it; `option` is what gives the data.
     """
     if Path(model).is_dir():
-        return _of_run(Path(model), weights, data, data_root, image_size, count)
+        return _of_run(Path(model), weights, data, data_root, image_size, count, max_unreadable)
     from semisparse.training import models
 
     if models.random_weights(model, weights):
@@ -70,7 +76,8 @@ def load(
         )
     if data is None:
         raise ConfigError(f"There are no images for {model}; give {option}, a data set.")
-    source = Data(data, data_root, image_size, models.normalisation(model, weights))
+    normalisation = models.normalisation(model, weights)
+    source = Data(data, data_root, image_size, normalisation, max_unreadable)
     images = source.images(count)
     network = models.create(model, num_classes, weights, images.shape[1], exact=True)
     return network.eval(), images, source
@@ -83,6 +90,7 @@ def _of_run(
     data_root: str | None,
     image_size: int | None,
     count: int,
+    max_unreadable: float,
 ) -> tuple[nn.Module, Tensor, Data]:
     from semisparse.training import saved, settings
 
@@ -99,5 +107,6 @@ def _of_run(
         data_root or (run.data_root if data is None else None),
         image_size or run.image_size,
         finished.normalisation,
+        max_unreadable,
     )
     return finished.dense(), source.images(count), source

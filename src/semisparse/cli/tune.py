@@ -78,6 +78,7 @@ def tune(
         ),
     ] = 500,
     image_size: options.TrainedSize = None,
+    max_unreadable: options.MaxUnreadable = 0.01,
     fill: options.Fill = "nearest",
     block: options.Block = "auto",
     skip: options.Skip = None,
@@ -171,7 +172,8 @@ def tune(
         )
 
     network, batch, source = trained.load(
-        *(model, weights, num_classes, data, data_root, image_size, images), option="--data"
+        *(model, weights, num_classes, data, data_root, image_size, images, max_unreadable),
+        option="--data",
     )
     validation = _validation(source, _PER_IMAGE * images, network, batch)
     dense = _export(network, batch[:1], work / "dense.onnx", console)

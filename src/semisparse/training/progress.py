@@ -32,7 +32,7 @@ def bars(console: Console | None = None) -> Progress:
 
 
 class RunProgress(Callback):
-    """Moves a bar by one a step and notes the validation accuracy of the last epoch.
+    """Moves a bar by one a step, and notes how far validation and test are and what they found.
 
     Of several processes, the first one's moves.
     """
@@ -41,6 +41,7 @@ class RunProgress(Callback):
         self._progress = progress
         self._description = description
         self._task: TaskID | None = None
+        self._accuracies: dict[str, float] = {}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +66,45 @@ class RunProgress(Callback):
             self._progress.update(self._task, completed=trainer.global_step)
 
     @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._note(f"validating, {batch_idx + 1}/{trainer.num_val_batches[0]} batches")
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._note(f"testing, {batch_idx + 1}/{trainer.num_test_batches[0]} batches")
+
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        accuracy = trainer.callback_metrics.get("val_accuracy")
-        if accuracy is not None and self._task is not None:
-            self._progress.update(self._task, note=f"validation {100 * float(accuracy):.1f}%")
+        self._found(trainer, "validation", "val_accuracy")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._found(trainer, "test", "test_accuracy")
+
+    def _found(self, trainer: Trainer, split: str, metric: str) -> None:
+        accuracy = trainer.callback_metrics.get(metric)
+        if accuracy is not None:
+            self._accuracies[split] = float(accuracy)
+        self._note(
+            ", ".join(f"{name} {100 * value:.1f}%" for name, value in self._accuracies.items())
+        )
+
+    def _note(self, text: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, note=text)

@@ -194,6 +194,7 @@ def _train(
         normalisation=(
             start.normalisation if start else models.normalisation(options.model, options.weights)
         ),
+        max_unreadable=options.max_unreadable,
     )
     model = _create(options, data, start)
     teacher = (

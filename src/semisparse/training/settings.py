@@ -38,6 +38,7 @@ _FRACTIONS = {
     "ema": False,
     "distill_alpha": True,
     "prune_channels": False,
+    "max_unreadable": True,
 }
 _POSITIVE = ("learning_rate", "temperature")
 _CHOICES = {
@@ -49,7 +50,10 @@ _CHOICES = {
     "prune_importance": ("magnitude", "taylor"),
 }
 # Where a run finds its data and what computes it, which may be another when it goes on.
-_FREE = ("data_root", "download", "workers", "accelerator", "strategy", "checkpoint_steps")
+_FREE = (
+    *("data_root", "download", "workers", "max_unreadable"),
+    *("accelerator", "strategy", "checkpoint_steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class TrainSettings:
     Attributes:
         model, weights: as `models.create`; or the folder of a finished run, whose weights are then
             the first ones, without its masks.
-        data, data_root, download, image_size, workers: as `data.ImageData`.
+        data, data_root, download, image_size, workers, max_unreadable: as `data.ImageData`.
         sparsity: what is masked; `None` for a dense run.
         epochs: passes over the training images.
         batch_size: images a step and device.
@@ -117,6 +121,7 @@ class TrainSettings:
     prune_importance: str = "magnitude"
     prune_epochs: int = 0
     workers: int = 0
+    max_unreadable: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -83,8 +83,8 @@ class ImageLoader(DataLoader[Any]):
         self.unreadable |= drawn.unreadable
         if len(self.unreadable) > self._limit or not len(drawn.labels):
             raise DataError(
-                f"{self._share} cannot be read, but only {self._limit} may be left out, and never a "
-                f"whole batch; {self._first_reason}"
+                f"{self._share} cannot be read, but max_unreadable lets only {self._limit} be left "
+                f"out, and never a whole batch; {self._first_reason}"
             )
 
     def _report(self) -> None:

@@ -76,12 +76,14 @@ def calibration_images(
     workers: int = 0,
     download: bool = False,
     normalisation: Normalisation | None = None,
+    max_unreadable: float = 0.01,
 ) -> torch.Tensor:
     """At most `count` images `[N, channels, image_size, image_size]`, without labels.
 
     They are drawn from the training split, the same ones every time, and prepared as for
     evaluation. Of `imagefolder:PATH` also when the images lie right in PATH or PATH/train, without
-    class folders. Arguments and errors otherwise as `load`.
+    class folders. Up to the fraction `max_unreadable` is left out if it cannot be read. Arguments
+    and errors otherwise as `load`.
     """
     if count < 1:
         raise DataError(f"{count} calibration images were asked for; ask for at least 1.")
@@ -95,7 +97,7 @@ def calibration_images(
     _, plain = source.preparation(size)
     finish = transforms.finish(size, *_normalisation(source, normalisation))
     training = ImageSet(images, plain, finish)
-    drawn, _ = _draw(training, count, "calibration images", workers)
+    drawn, _ = _draw(training, count, "calibration sample", max_unreadable, workers)
     return drawn
 
 
@@ -106,27 +108,35 @@ def validation_images(
     image_size: int | None = None,
     *,
     normalisation: Normalisation | None = None,
+    max_unreadable: float = 0.01,
 ) -> tuple[torch.Tensor, torch.Tensor, int] | None:
     """At most `count` images `[N, channels, image_size, image_size]`, labels `[N]`, and how many
     classes there are; `None` where the images are without labels.
 
     They are drawn from the validation split, the same ones every time. Arguments and errors
-    otherwise as `load`.
+    otherwise as `calibration_images`.
     """
     if open_unlabelled(name, root) is not None:
         return None
     splits = load(name, root, image_size, normalisation=normalisation)
-    images, labels = _draw(splits.val, count, "validation images")
+    images, labels = _draw(splits.val, count, "validation sample", max_unreadable)
     return images, labels, len(splits.classes)
 
 
 def _draw(
-    images: ImageSet, count: int, split: str, workers: int = 0
+    images: ImageSet, count: int, split: str, max_unreadable: float, workers: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At most `count` of the images and their labels, the same ones every time."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
     some = ImageSet(images.source.take(chosen), images.prepare, images.finish)
-    loader = ImageLoader(some, EvaluationOrder(len(some)), 64, split=split, workers=workers)
+    loader = ImageLoader(
+        some,
+        EvaluationOrder(len(some)),
+        64,
+        split=split,
+        workers=workers,
+        max_unreadable=max_unreadable,
+    )
     batches, labels = zip(*loader, strict=True)
     return torch.cat(batches), torch.cat(labels)
 
