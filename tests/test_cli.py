@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import semisparse
 from semisparse.cli import app
+from semisparse.cli.console import tables_console
 from semisparse.errors import FileFormatError
 
 UINT8 = onnx.TensorProto.UINT8
@@ -103,6 +104,18 @@ def test_run_prints_output_and_latency(invoke):
     text = invoke("run", DOCTOR, "--repeats", 1).stdout
     assert "1x1x2x2" in text
     assert "ms median of 1 runs" in text
+
+
+def test_run_counts_its_threads(invoke):
+    assert "1 thread, with" in invoke("run", DOCTOR, "--repeats", 1, "--threads", 1).stdout
+    assert "2 threads, with" in invoke("run", DOCTOR, "--repeats", 1, "--threads", 2).stdout
+
+
+def test_tables_in_a_file_are_as_wide_as_it_takes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    assert tables_console().width == 90
+    monkeypatch.delenv("COLUMNS")
+    assert tables_console().width == 200
 
 
 def test_run_reads_the_input(invoke, refused, tmp_path):

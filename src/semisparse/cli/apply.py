@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from semisparse.cli import options, trained
+from semisparse.cli.console import tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
@@ -110,10 +111,9 @@ def apply(
 
 
 def _print(applied: Applied, count: int, draws: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = tables_console()
     layers = Table("layer", "sparsity")
     for name, sparsity in applied.sparsities.items():
         layers.add_row(name, f"{sparsity:.3f}")
@@ -129,6 +129,8 @@ def _print(applied: Applied, count: int, draws: int) -> None:
         norms = "batch norm keeps its statistics, or there is none"
     low, high = min(applied.divergences), max(applied.divergences)
     console.print(
-        f"{norms}; masks of seed {applied.seed}, divergence of {draws} draws: {low:.3g} to {high:.3g}",
+        f"{norms}; masks of seed {applied.seed}, divergence of {draws} draws: {low:.3g} to "
+        f"{high:.3g}",
         highlight=False,
+        soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from semisparse.cli import options
+from semisparse.cli.console import tables_console
 
 
 def check(
@@ -26,7 +27,6 @@ def check(
       semisparse check model.onnx --seed 7 --json
     """
     import onnxruntime
-    from rich.console import Console
     from rich.table import Table
 
     from semisparse.check import check as check_file
@@ -48,7 +48,7 @@ def check(
         table = Table("output", "norm-relative error")
         for name, error in report.errors.items():
             table.add_row(name, f"{error:.1e}", style="" if error <= report.tolerance else "red")
-        console = Console()
+        console = tables_console()
         console.print(table)
         console.print(
             f"{len(report.sparsity)} masked layers, written by semisparse {report.version}"

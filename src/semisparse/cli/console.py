@@ -1,7 +1,8 @@
-"""What commands that time something print."""
+"""What commands print tables to, and the bar of those that time something."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
     from semisparse.bench.tables import Table
 
-_FILE_WIDTH = 150  # columns
+_FILE_WIDTH = 200  # columns
 
 
 def still_bar(console: Console) -> Any:
@@ -49,11 +50,11 @@ def still_bar(console: Console) -> Any:
 
 
 def tables_console(*, stderr: bool = False) -> Console:
-    """A console that tables of figures fit on also where no terminal tells its width."""
+    """A console that tables fit on also where neither a terminal nor COLUMNS tells its width."""
     from rich.console import Console
 
     console = Console(stderr=stderr)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _FILE_WIDTH
     return console
 

@@ -25,6 +25,7 @@ import typer
 
 import semisparse
 from semisparse.cli import options
+from semisparse.cli.console import tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ExportError, LibraryError
 
@@ -107,8 +108,9 @@ def demo(
         }
         typer.echo(json.dumps(figures, indent=2))
     else:
-        Console().print(table(report.rows))
-        Console().print(f"report: {path}", highlight=False, soft_wrap=True)
+        printed = tables_console()
+        printed.print(table(report.rows))
+        printed.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

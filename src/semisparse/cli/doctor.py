@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from semisparse.cli.console import tables_console
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -20,7 +22,6 @@ def doctor(
       semisparse doctor
       SEMISPARSE_ISA=avx2 semisparse doctor --json
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -52,7 +53,7 @@ def doctor(
         table.add_row(
             f"extra {extra}", f"[yellow]missing: {', '.join(missing)}[/]" if missing else "complete"
         )
-    console = Console()
+    console = tables_console()
     console.print(table)
     for problem in found.problems:
         console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from semisparse.cli import options
+from semisparse.cli.console import tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
@@ -54,7 +55,6 @@ def export(
       semisparse export --run runs/digits --out digits.onnx --header digits.h
       semisparse export --model torchvision/resnet18 --sparsity 0.2 --out resnet18.onnx
     """
-    from rich.console import Console
     from rich.table import Column, Table
 
     from semisparse.export import export_header, export_onnx
@@ -82,11 +82,13 @@ def export(
         table.add_row(
             layer.name, layer.op, f"{layer.height}x{layer.width}", f"{layer.sparsity:.3f}"
         )
-    console = Console()
+    console = tables_console()
     console.print(table)
     errors = ", ".join(f"{kind} {error:.1e}" for kind, error in report.errors.items())
     console.print(
-        f"{report.path}: {report.size / 1e6:.1f} MB; norm-relative error against torch: {errors}"
+        f"{report.path}: {report.size / 1e6:.1f} MB; norm-relative error against torch: {errors}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from semisparse.cli import options
+from semisparse.cli.console import tables_console
 from semisparse.errors import DataError
 
 
@@ -38,7 +39,6 @@ def run(
     """
     import numpy as np
     import onnxruntime
-    from rich.console import Console
     from rich.table import Table
 
     from semisparse.bench.timing import Quartiles
@@ -92,11 +92,13 @@ def run(
     for result in results:
         largest = ", ".join(f"{entry['index']}: {entry['value']:.4g}" for entry in result["top"])
         table.add_row(result["name"], "x".join(map(str, result["shape"])), largest)
-    console = Console()
+    console = tables_console()
     console.print(table)
+    count = "all" if threads is None else threads
     console.print(
         f"{latency.median:.3f} ms median of {repeats} runs "
         f"(quartiles {latency.low:.3f} to {latency.high:.3f} ms), "
-        f"{'all' if threads is None else threads} threads, "
-        f"{'with' if library else 'without'} the operator library"
+        f"{count} thread{'' if threads == 1 else 's'}, "
+        f"{'with' if library else 'without'} the operator library",
+        soft_wrap=True,
     )

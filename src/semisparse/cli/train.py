@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semisparse.cli import options
+from semisparse.cli.console import tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
@@ -192,7 +193,6 @@ def train(
       semisparse train --config flowers.yaml --learning-rate 0.01 --out runs/slower
       semisparse train --resume runs/flowers
     """
-    from rich.console import Console
     from rich.table import Table
 
     from semisparse.training import run
@@ -212,10 +212,12 @@ def train(
     table = Table("layer", "sparsity")
     for name, value in result.sparsities.items():
         table.add_row(name, f"{value:.3f}")
-    console = Console()
+    console = tables_console()
     if result.sparsities:
         console.print(table)
-    console.print(f"test accuracy {100 * result.test_accuracy:.2f}%, run folder {folder}")
+    console.print(
+        f"test accuracy {100 * result.test_accuracy:.2f}%, run folder {folder}", soft_wrap=True
+    )
 
 
 def _settings(
