@@ -107,6 +107,7 @@ def test_figures_of_a_row_follow_from_its_samples(dense: Model) -> None:
     assert row.limit == 1
     assert run.fastest_peer == "onnxruntime"
     (table,) = tables.model_tables(harness.ModelResult("m", (1, 3, 32, 32), row.flops, (run,)))
+    assert len([column for column in table.columns if "onnxruntime" in column]) == 1
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert cells["ms (quartiles)"].startswith(f"{row.latency.median * 1e3:.2f} (")
     assert cells["GFLOP/s"] == f"{row.flops / row.latency.median / 1e9:.0f}"

@@ -74,18 +74,17 @@ def model_tables(result: ModelResult) -> list[Table]:
 
 
 def _latency_table(title: str, result: ModelResult, run: Run) -> Table:
-    fastest = run.fastest_peer
+    peers = tuple(dict.fromkeys((run.fastest_peer, "onnxruntime")))
     columns = (
         "candidate",
         "ms (quartiles)",
-        f"speedup over {fastest or 'the fastest peer'}",
-        "over onnxruntime",
+        *(f"speedup over {peer or 'the fastest peer'}" for peer in peers),
         "limit",
         "GFLOP/s",
         "of FMA peak",
         "cores",
     )
-    rows = [_latency_cells(row, run) for row in run.rows]
+    rows = [_latency_cells(row, run, peers) for row in run.rows]
     rows += [(f"{name}: missing", *["—"] * (len(columns) - 1)) for name in run.missing]
     notes = [
         f"{result.flops / 1e9:.2f} GFLOP dense.",
@@ -99,13 +98,12 @@ def _latency_table(title: str, result: ModelResult, run: Run) -> Table:
     return Table(title, columns, tuple(rows), tuple(notes))
 
 
-def _latency_cells(row: Row, run: Run) -> tuple[str, ...]:
+def _latency_cells(row: Row, run: Run, peers: tuple[str | None, ...]) -> tuple[str, ...]:
     flops = row.flops / row.latency.median
     return (
         row.name,
         _quartiles(row.latency, scale=1e3),
-        _speedup(row, run.fastest_peer),
-        _speedup(row, "onnxruntime"),
+        *(_speedup(row, peer) for peer in peers),
         f"{row.limit:.2f}" if row.sparsity != 0 and row.name not in row.speedup else "",
         f"{flops / 1e9:.0f}",
         f"{flops / run.peak.flops:.0%}",
