@@ -91,8 +91,8 @@ def _check(path: Path, seed: int, tolerance: float) -> CheckReport:
     entries = portable.get_modelmeta().custom_metadata_map
     if entries.get("semisparse.format") != FORMAT:
         raise FileFormatError(
-            f"{path} has semisparse.format {entries.get('semisparse.format')!r} in its metadata and "
-            f"this version reads {FORMAT!r}; export the model with this version of semisparse."
+            f"{path} has semisparse.format {entries.get('semisparse.format')!r} in its metadata "
+            f"and this version reads {FORMAT!r}; export the model with this version of semisparse."
         )
     sparsity = _sparsity(path, entries)
     feeds = random_feeds(portable, seed)

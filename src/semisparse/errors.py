@@ -1,4 +1,4 @@
-"""Exceptions: every message is one sentence that says what was wrong, with the values, and what to do."""
+"""Exceptions: each message is one sentence of what was wrong, with the values, and what to do."""
 
 
 class SemisparseError(Exception):

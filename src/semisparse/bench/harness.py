@@ -94,10 +94,10 @@ class ModelResult:
 class Results:
     """A benchmark, as `to_dict` writes it to JSON.
 
-    The JSON has the fields of these classes by their names (`Settings`, `ModelResult`, `compare.Run`
-    and `compare.Row`, `machine.Peak`, `timing.Quartiles`, `layers.LayerTime`, `memory.Footprint`;
-    their docstrings are its schema) and `version`, 2. Times are in seconds, memory in bytes,
-    work in operations. Every sample is in it, in the order of the rounds.
+    The JSON has the fields of these classes by their names (`Settings`, `ModelResult`,
+    `compare.Run` and `compare.Row`, `machine.Peak`, `timing.Quartiles`, `layers.LayerTime`,
+    `memory.Footprint`; their docstrings are its schema) and `version`, 2. Times are in seconds,
+    memory in bytes, work in operations. Every sample is in it, in the order of the rounds.
 
     Attributes:
         date: when it began, ISO 8601 in UTC.

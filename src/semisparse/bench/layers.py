@@ -21,7 +21,7 @@ from semisparse.runtime import InferenceSession
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A layer of ours, or a chain of them, beside the same of the dense model in stock ONNX Runtime.
+    """A layer of ours, or a chain, beside the same of the dense model in stock ONNX Runtime.
 
     Attributes:
         name: of the layer, or the layers of a chain joined by "+"; "(other)" is everything that is

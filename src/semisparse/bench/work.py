@@ -64,7 +64,7 @@ class Work:
 
     @property
     def flops(self) -> int:
-        """Operations on one image in convolutions and matrix products, masked positions left out."""
+        """Operations on one image in convolutions and matrix products, without masked positions."""
         return sum(layer.flops for layer in self.layers)
 
     def dense(self) -> Work:
@@ -146,7 +146,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     }
 
     def layer(name: str, node: onnx.NodeProto, first: int, plane: Sequence[int]) -> Layer:
-        """The layer whose weights are the node's input number `first`, with bias and mask behind."""
+        """The layer whose weights are the node's input number `first`, bias and mask behind."""
         height, width = plane
         computed = height * width
         if "FillBias" in node.op_type:

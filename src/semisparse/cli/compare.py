@@ -1,4 +1,4 @@
-"""`semisparse compare`: accuracy, operations and measured latency of finished runs, side by side."""
+"""`semisparse compare`: accuracy, operations and measured latency of finished runs side by side."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def _comparison(folders: Mapping[str, Path], threads: int | None, rounds: int) -
     for name in others:
         if options[name].data != data:
             raise ConfigError(
-                f"The run {first} was tested on {data} and {name} on {options[name].data}, so their "
-                "accuracies do not compare; give runs on one data set."
+                f"The run {first} was tested on {data} and {name} on {options[name].data}, so "
+                "their accuracies do not compare; give runs on one data set."
             )
     compared = [_run(name, folders[name], options[name], accuracies[name]) for name in folders]
     facts = {"accuracy": "of one training each, so without its spread over seeds"}

@@ -203,7 +203,8 @@ def tune(
     print_table(printed, _choices(tuner, masked, reasons))
     print_table(printed, _kept(tuner, masked, measured))
     printed.print(
-        f"{out}: for --sparsity-config of train, apply and export; masked without training: {tuned}",
+        f"{out}: for --sparsity-config of train, apply and export; masked without training: "
+        f"{tuned}",
         highlight=False,
         soft_wrap=True,
     )

@@ -140,8 +140,8 @@ def build(
     to_nhwc(graph_model)
     if not any(map(is_conv, graph_model.graph)):
         raise ModelError(
-            f"{type(model).__name__} has no 2-d float32 convolution with constant weights, so there "
-            "is nothing to run faster; export it with torch.onnx.export."
+            f"{type(model).__name__} has no 2-d float32 convolution with constant weights, so "
+            "there is nothing to run faster; export it with torch.onnx.export."
         )
     put_masks(graph_model, layers)
     fuse(graph_model)
@@ -168,8 +168,8 @@ def _check_model(model: nn.Module) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > _MAX_BYTES:
         raise ExportError(
-            f"the model has {size} bytes of weights, and one .onnx file holds at most {_MAX_BYTES}; "
-            "export a smaller model or its parts."
+            f"the model has {size} bytes of weights, and one .onnx file holds at most "
+            f"{_MAX_BYTES}; export a smaller model or its parts."
         )
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Training with masks: models and data by name, the Lightning pieces, and the run behind `train`."""
+"""Training with masks: models and data by name, Lightning's pieces, and the run behind `train`."""
 
 from semisparse._torchvision import ensure
 

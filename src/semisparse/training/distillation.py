@@ -77,8 +77,8 @@ def load_teacher(name: str, weights: str | Path | None, data: ImageData) -> Teac
     else:
         if models.random_weights(name, weights):
             raise ConfigError(
-                f"The teacher {name} is not the folder of a run, and a model of that name would have "
-                "random weights; give teacher_weights, a path or DEFAULT."
+                f"The teacher {name} is not the folder of a run, and a model of that name would "
+                "have random weights; give teacher_weights, a path or DEFAULT."
             )
         model = models.create(name, data.num_classes, weights, data.channels, exact=True)
         own = models.normalisation(name, weights)

@@ -1,7 +1,7 @@
 """Structured pruning: whole channels go, along the dependencies between a model's layers.
 
-The dependencies and the ranking are torch-pruning's (DepGraph, arXiv 2301.12900). What is left is an
-ordinary model of narrower layers, so its weights alone tell how to rebuild it.
+The dependencies and the ranking are torch-pruning's (DepGraph, arXiv 2301.12900). What is left is
+an ordinary model of narrower layers, so its weights alone tell how to rebuild it.
 """
 
 from __future__ import annotations

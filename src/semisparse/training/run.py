@@ -164,7 +164,7 @@ def _as_one(trainer: lightning.Trainer, out: Path, bar: Progress) -> Iterator[No
 
 
 def _end_others(trainer: lightning.Trainer, patience: float) -> None:
-    """End the processes that Lightning started beside this one, which might wait for it for ever."""
+    """End the processes that Lightning started beside this one; they might wait for it for ever."""
     for process in getattr(trainer.strategy.launcher, "procs", []):
         try:
             process.wait(patience)

@@ -164,13 +164,13 @@ class TrainSettings:
             )
         if self.prune_epochs and not self.prune_channels:
             raise ConfigError(
-                f"prune_epochs is {self.prune_epochs}, but prune_channels is 0, so nothing is pruned; "
-                "give both or none."
+                f"prune_epochs is {self.prune_epochs}, but prune_channels is 0, so nothing is "
+                "pruned; give both or none."
             )
         if self.prune_epochs >= self.epochs:
             raise ConfigError(
-                f"prune_epochs is {self.prune_epochs} of {self.epochs} epochs, which leaves none for "
-                "the masks; give more epochs."
+                f"prune_epochs is {self.prune_epochs} of {self.epochs} epochs, which leaves none "
+                "for the masks; give more epochs."
             )
 
     @property

@@ -125,6 +125,6 @@ def _parts(
         return [create(str(root), **part) for part in parts]
     except DAMAGE as error:
         raise DataError(
-            f"The copy of {name} in {root / folder} is not whole; remove it, and repeat the command "
-            "with --download."
+            f"The copy of {name} in {root / folder} is not whole; remove it, and repeat the "
+            "command with --download."
         ) from error
