@@ -76,12 +76,35 @@ def test_recalibration_brings_outputs_nearer(dense, images):
     assert applied.sparsities["layer1.0.conv1"] == pytest.approx(0.3, abs=0.5 / 256)
 
 
-def test_statistics_that_take_the_outputs_further_away_are_not_kept(dense, images):
-    model = saved.FinishedRun(dense).dense()
+def test_few_images_are_enough_for_what_masks_change(dense, images):
+    changes = []
+    for count in (4, 200):
+        model = saved.FinishedRun(dense).dense()
+        applied = apply(model, images[:count], SparsityConfig(0.3, fill="bias"), draws=1)
+        assert applied.recalibrated == 9
+        reference = saved.FinishedRun(dense).dense()
+        with torch.no_grad():
+            changes.append(Change.between(model(images), reference(images)).divergence)
+    # The statistics of four images themselves would be 5 times as far away as those of 200.
+    assert changes[0] < 2 * changes[1] < applied.before.divergence
+
+
+def test_statistics_that_take_the_outputs_further_away_are_not_kept():
+    # All positions of an image are alike and positive, so the maximum does not see the masks, but
+    # the statistics do.
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, 4),
+    )
+    nn.init.ones_(model[0].weight)
+    even = torch.linspace(1, 2, 8)[:, None, None, None].expand(8, 1, 6, 6)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    other = 5 + 0.1 * torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    applied = apply(model, torch.cat([other, -other]), SparsityConfig(0.05), draws=2)
-    assert applied.after.divergence > applied.before.divergence
+    applied = apply(model, even, SparsityConfig(0.3, fill="bias"), draws=2)
+    assert applied.after.divergence > 1e-3 > applied.before.divergence
     assert applied.recalibrated == 0
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), name

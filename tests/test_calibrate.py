@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 from semisparse.config import SparsityConfig
 from semisparse.errors import DataError
 from semisparse.sparsifier import Sparsifier
-from semisparse.training.calibrate import recalibrate, run
+from semisparse.training.calibrate import recalibrate, run, statistics_of
 
 
 def network() -> nn.Sequential:
@@ -57,6 +57,35 @@ def test_in_one_batch_they_are_those_of_torch():
             torch.testing.assert_close(
                 getattr(model[index], name), getattr(expected[index], name), rtol=1e-4, atol=1e-5
             )
+
+
+def test_with_statistics_of_before_they_change_by_what_changed():
+    model, batch = network().double(), images(20).double()
+    recalibrate(model, 3 + 2 * images(500).double())
+    mean, variance = model[1].running_mean.clone(), model[1].running_var.clone()
+    before = statistics_of(model, batch, 8)
+    old = model[0](batch).transpose(0, 1).flatten(1)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    new = model[0](batch).transpose(0, 1).flatten(1)
+    assert recalibrate(model, batch, 8, before) == 3
+    torch.testing.assert_close(model[1].running_mean, mean + new.mean(1) - old.mean(1))
+    scale = (new.var(1) + model[1].eps) / (old.var(1) + model[1].eps)
+    torch.testing.assert_close(
+        model[1].running_var, (variance + model[1].eps) * scale - model[1].eps
+    )
+
+
+def test_where_nothing_changed_the_statistics_of_training_stay():
+    model, batch = network(), images(6)
+    # A channel that is always zero.
+    nn.init.zeros_(model[0].weight[:1])
+    nn.init.zeros_(model[0].bias[:1])
+    recalibrate(model, 3 + 2 * images(500))
+    trained = copy.deepcopy(model.state_dict())
+    recalibrate(model, batch, 4, statistics_of(model, batch, 4))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, trained[name], rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_but_the_statistics_changes():
