@@ -118,6 +118,8 @@ def test_is_frozen() -> None:
         ({"sparsity": 0.2, "block": True}, "block must be a whole number"),
         ({"sparsity": 0.2, "per_layer_block": {"a": 0}}, r"per_layer_block\['a'\]"),
         ({"sparsity": 0.2, "per_layer_block": 4}, "must map"),
+        ({"sparsity": 0.2, "importance": -1}, "importance is -1, but must not be negative"),
+        ({"sparsity": 0.2, "importance": "high"}, "importance must be a finite number"),
         ({"sparsity": 0.2, "initial": 0.3}, "initial is 0.3"),
         ({"sparsity": 0.2, "initial": -0.1}, "initial is -0.1"),
         ({"sparsity": 0.2, "begin": 0.9, "end": 0.1}, "begin is 0.9 and end is 0.1"),

@@ -28,12 +28,13 @@ def blue_noise_score(shift: Tensor, height: int, width: int, block: int = 1) -> 
         block: side of the blocks, as in :func:`semisparse.masks.mask_from_score`.
 
     Returns:
-        float64 ``[height, width]`` in [0, 1), constant over each block.
+        float64 ``[height, width]`` in (0, 1), constant over each block.
     """
     top, left = (shift * TILE).long().tolist()
     rows = (top + torch.arange(height) // block) % TILE
     columns = (left + torch.arange(width) // block) % TILE
-    return _ranks().double()[rows][:, columns] / TILE**2
+    # At half a rank, because 0 would stay the lowest score whatever it is weighed by.
+    return (_ranks()[rows][:, columns] + 0.5) / TILE**2
 
 
 @functools.cache

@@ -50,6 +50,10 @@ class SparsityConfig:
         per_layer_block: rule to a block of its own.
         masks: how the masked positions of a draw are spread: ``"blue-noise"``, evenly, or
             ``"random"``, by one random score map pooled to the size of every layer (the paper's).
+        importance: how much masks spare the positions that matter, where the subject has a fixed
+            place in the images: the density of masked positions falls as the measured importance
+            to the power of minus this number, from 0, which spreads them over the whole plane; 1
+            is the other usual value (see :func:`semisparse.importance.measure`).
         initial: sparsity before ``begin``, in [0, sparsity].
         begin, end: where the schedule starts and ends, as fractions of the training steps. At
             the end the masks freeze; with 1 they do so only on ``Sparsifier.freeze()``. Both 0,
@@ -74,6 +78,7 @@ class SparsityConfig:
     block: int | str = 1
     per_layer_block: Mapping[str, int | str] = field(default_factory=dict)
     masks: str = "blue-noise"
+    importance: float = 0.0
     initial: float = 0.0
     begin: float = 0.0
     end: float = 0.0
@@ -88,6 +93,12 @@ class SparsityConfig:
             raise ConfigError(
                 f"sparsity is {sparsity:g}, but must lie strictly between 0 and 1; "
                 "for a dense model use no Sparsifier at all."
+            )
+        importance = _number("importance", self.importance)
+        if importance < 0:
+            raise ConfigError(
+                f"importance is {importance:g}, but must not be negative; 0 is masks that take no "
+                "account of it."
             )
         initial = _number("initial", self.initial)
         if not 0 <= initial <= sparsity:
@@ -115,6 +126,7 @@ class SparsityConfig:
             "block": _block("block", self.block),
             "per_layer_block": _mapping("per_layer_block", self.per_layer_block, _block),
             "masks": _choice("masks", self.masks, MASKS),
+            "importance": importance,
             "initial": initial,
             "begin": begin,
             "end": end,
@@ -137,6 +149,7 @@ class SparsityConfig:
             "fill": "bias",
             "block": 1,
             "masks": "random",
+            "importance": 0.0,
             "initial": 0.0,
             "begin": 0.1,
             "end": 0.9,

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from semisparse.blue_noise import blue_noise_score
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
+from semisparse.importance import Importance, check_importance, weigh
 from semisparse.layers import MaskedConv2d, attach, detach
 from semisparse.masks import (
     can_mask,
@@ -58,6 +59,10 @@ class Sparsifier:
             maps have the height and width of the first tensor that has both.
         config: what to mask, how much, and when.
         total_steps: how often :meth:`step` will be called in the whole training.
+        importance: what :func:`semisparse.importance.measure` found, the same on every rank, where
+            the configuration has an importance; it may also be set later, as the attribute of that
+            name, or come with :meth:`load_state_dict`, but before masks are drawn. Planes that are
+            not in it have positions that are all alike.
 
     Raises:
         ConfigError: if a rule matches nothing or ``total_steps`` is not positive.
@@ -71,9 +76,11 @@ class Sparsifier:
         example_input: ExampleInput,
         config: SparsityConfig,
         total_steps: int,
+        importance: Importance | None = None,
     ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ConfigError(f"total_steps must be a positive whole number, got {total_steps!r}.")
+        self.importance = importance
         if hasattr(model, _CONFIG_ATTRIBUTE):
             raise ModelError("the model has a Sparsifier already; detach that one first.")
         convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
@@ -120,6 +127,18 @@ class Sparsifier:
         self._frozen = False
         self._generator = torch.Generator().manual_seed(config.seed)
         self._selection = Selection(config.selection)
+
+    @property
+    def importance(self) -> Importance | None:
+        """How much the positions of the planes matter; None where that has not been measured."""
+        return self._importance
+
+    @importance.setter
+    def importance(self, value: Importance | None) -> None:
+        if value is not None:
+            value = {plane: values.cpu() for plane, values in value.items()}
+            check_importance(value)
+        self._importance = value
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -206,6 +225,7 @@ class Sparsifier:
             "frozen": self._frozen,
             "generator": self._generator.get_state(),
             "selection": self._selection.state_dict(),
+            "importance": self.importance,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -216,6 +236,8 @@ class Sparsifier:
             MaskError: if it is of other layers or sizes.
         """
         self._check_attached()
+        # States written before there was an importance have none.
+        state = {"importance": None, **state}
         self._check_state(state)
         for name, layer in self._layers.items():
             layer.set_mask(state["masks"][name])
@@ -224,6 +246,7 @@ class Sparsifier:
         self._frozen = state["frozen"]
         self._generator.set_state(state["generator"].cpu())
         self._selection.load_state_dict(state["selection"])
+        self.importance = state["importance"]
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         expected = self.state_dict()
@@ -273,8 +296,19 @@ class Sparsifier:
     def _score(self, draw: Tensor, plane: torch.Size, block: int) -> Tensor:
         height, width = plane
         if self.config.masks == "blue-noise":
-            return blue_noise_score(draw, height, width, block)
-        return propagate(draw, height, width)
+            score = blue_noise_score(draw, height, width, block)
+        else:
+            score = propagate(draw, height, width)
+        if not self.config.importance:
+            return score
+        if self.importance is None:
+            raise ConfigError(
+                f"the configuration has importance {self.config.importance:g}, but how much the "
+                "positions matter is not known here; set it to 0, or pass what "
+                "semisparse.importance.measure(model, images) returns."
+            )
+        weights = self.importance.get((height, width), torch.ones_like(score))
+        return weigh(score, weights, self.config.importance)
 
     def _mask_by(self, draw: Tensor, progress: float) -> None:
         # Layers of one size and one rule have one mask, and most models have few sizes.

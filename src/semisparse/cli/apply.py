@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -15,7 +16,11 @@ from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor, nn
+
     from semisparse.training.apply import Applied
+    from semisparse.training.self_distillation import Distilled, Recipe
 
 
 def apply(
@@ -26,6 +31,14 @@ def apply(
         int, typer.Option(help="Random masks to try; the ones that change the outputs least stay.")
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first of them.")] = 0,
+    distill_steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Steps of training towards the outputs without masks, on the images; none if 0.",
+        ),
+    ] = 0,
+    distill_rate: Annotated[float, typer.Option(help="Learning rate of these steps.")] = 1e-4,
     as_json: options.Json = False,
     model: Annotated[
         str | None,
@@ -55,6 +68,7 @@ def apply(
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
     masks: options.Masks = SparsityConfig.masks,
+    importance: options.Importance = SparsityConfig.importance,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
     only: options.Only = None,
@@ -75,6 +89,7 @@ def apply(
     from semisparse.export import export_header, export_onnx
     from semisparse.files import check_writable
     from semisparse.training import apply as masking
+    from semisparse.training.self_distillation import Recipe
 
     if model is None:
         raise ConfigError("There is no model; give --model, and --weights for a model by name.")
@@ -87,8 +102,13 @@ def apply(
         *(model, weights, num_classes, calibrate, data_root, image_size, images, max_unreadable),
         option="--calibrate",
     )
-    with Console(stderr=True).status(f"{len(batch)} images, {draws} draws of masks"):
+    recipe = Recipe(distill_steps, distill_rate) if distill_steps else None
+    teacher = copy.deepcopy(network) if recipe else network
+    console = Console(stderr=True)
+    with console.status(f"{len(batch)} images, {draws} draws of masks"):
         applied = masking.apply(network, batch, config, draws=draws)
+    distilled = _distill(network, teacher, batch, recipe, console) if recipe else None
+    with console.status(f"exporting {out}"):
         report = export_onnx(network, batch[:1], out)
     if header is not None:
         export_header(network, header)
@@ -97,11 +117,12 @@ def apply(
             "path": str(report.path),
             "images": len(batch),
             **dataclasses.asdict(applied),
+            "distilled": dataclasses.asdict(distilled) if distilled else None,
             "verification": report.errors,
         }
         typer.echo(json.dumps(figures, indent=2))
         return
-    _print(applied, len(batch), draws)
+    _print(applied, distilled, len(batch), draws)
     errors = ", ".join(f"{kind} {error:.1e}" for kind, error in report.errors.items())
     Console().print(
         f"{report.path}: {report.size / 1e6:.1f} MB; norm-relative error against torch: {errors}",
@@ -110,7 +131,24 @@ def apply(
     )
 
 
-def _print(applied: Applied, count: int, draws: int) -> None:
+def _distill(
+    network: nn.Module, teacher: nn.Module, images: Tensor, recipe: Recipe, console: Console
+) -> Distilled:
+    from semisparse.training.progress import bars
+    from semisparse.training.self_distillation import self_distill
+
+    with bars(console) as bar:
+        task = bar.add_task("self-distillation", total=recipe.steps, note="")
+        return self_distill(
+            network,
+            teacher,
+            images,
+            recipe,
+            lambda done, _total: bar.update(task, completed=done),
+        )
+
+
+def _print(applied: Applied, distilled: Distilled | None, count: int, draws: int) -> None:
     from rich.table import Table
 
     console = tables_console()
@@ -118,8 +156,15 @@ def _print(applied: Applied, count: int, draws: int) -> None:
     for name, sparsity in applied.sparsities.items():
         layers.add_row(name, f"{sparsity:.3f}")
     console.print(layers)
-    changes = Table("outputs of the images", "relative error", "divergence", "same class")
-    states = {"masked": applied.before, "batch norm recalibrated": applied.after}
+    changes = Table("outputs of", "relative error", "divergence", "same class")
+    states = {
+        f"{count} images, masked": applied.before,
+        f"{count} images, batch norm recalibrated": applied.after,
+    }
+    if distilled is not None:
+        others = f"{distilled.held_out} of them, not learned from"
+        states[f"{others}, before self-distillation"] = distilled.before
+        states[f"{others}, after it"] = distilled.after
     for state, change in states.items():
         figures = (f"{value:.3g}" for value in (change.error, change.divergence))
         changes.add_row(state, *figures, f"{100 * change.agreement:.1f}%")
@@ -134,3 +179,9 @@ def _print(applied: Applied, count: int, draws: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if distilled is not None and not distilled.kept:
+        console.print(
+            "The steps took the outputs further away, so the weights are as they were; try a lower "
+            "--distill-rate.",
+            soft_wrap=True,
+        )

@@ -74,6 +74,15 @@ Masks = Annotated[
     ),
 ]
 
+Importance = Annotated[
+    float,
+    typer.Option(
+        help="How much masks spare the positions that matter, measured on training images; 0 is "
+        "not at all, 1 is usual. Wants trained weights.",
+        rich_help_panel=MASKS,
+    ),
+]
+
 
 def _block(value: int | str) -> int | str:
     # The default, a number, comes by here too.

@@ -67,6 +67,7 @@ def train(
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
     masks: options.Masks = SparsityConfig.masks,
+    importance: options.Importance = SparsityConfig.importance,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
     only: options.Only = None,

@@ -80,6 +80,7 @@ def tune(
     image_size: options.TrainedSize = None,
     max_unreadable: options.MaxUnreadable = 0.01,
     fill: options.Fill = "nearest",
+    importance: options.Importance = SparsityConfig.importance,
     block: options.Block = "auto",
     skip: options.Skip = None,
     seed: Annotated[
@@ -181,7 +182,9 @@ def tune(
         table = _measured(dense, settings, work, console)
     else:
         table = _read(latencies, dense)
-    config = SparsityConfig(0.5, skip=tuple(skip or ()), fill=table.fill, seed=seed)
+    config = SparsityConfig(
+        0.5, skip=tuple(skip or ()), fill=table.fill, importance=importance, seed=seed
+    )
     tuner, reasons = _tuner(network, batch, validation, config, table, work, console)
     with still_bar(console) as bar:
         bar.stage("choosing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ModelError, TrainingError
+from semisparse.importance import measure
 from semisparse.sparsifier import Sparsifier
 
 
@@ -24,13 +25,17 @@ class SparsityCallback(Callback):
     uninterrupted one would. Logs `sparsity`, the target in force. With several devices, the ranks
     compare their masks after every epoch and when the masks are frozen.
 
+    Where the configuration has an importance, `images` is called once, when training starts and
+    not when it goes on, for images `[N, C, H, W]` of the training split, some hundreds, on which
+    that of the positions is measured; what the first rank finds goes to all.
+
     `target` names the submodule of the LightningModule to mask, by default all of it.
     `example_input` is what that submodule is called with, `[N, C, H, W]`; by default the
     LightningModule's `example_input_array`. After fitting, `sparsifier` holds the masks.
 
     Raises `ModelError` when fitting starts without an example input or gives no loss,
-    `ConfigError` when the number of steps is not known, and `TrainingError`, on every rank, when
-    the masks of the ranks differ.
+    `ConfigError` when the number of steps is not known or images are lacking, and `TrainingError`,
+    on every rank, when the masks of the ranks differ.
     """
 
     def __init__(
@@ -38,10 +43,12 @@ class SparsityCallback(Callback):
         config: SparsityConfig,
         example_input: torch.Tensor | None = None,
         target: str = "",
+        images: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.config = config
         self.example_input = example_input
         self.target = target
+        self.images = images
         self.sparsifier: Sparsifier | None = None
 
     @override
@@ -65,6 +72,20 @@ class SparsityCallback(Callback):
         # Where the model is by now, which is not yet the device of the training.
         device = next(model.parameters()).device
         self.sparsifier = Sparsifier(model, example.to(device), self.config, int(steps))
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # By now a checkpoint, if there is one, has brought what was measured before.
+        if not self.config.importance or self._attached.importance is not None:
+            return
+        if self.images is None:
+            raise ConfigError(
+                f"SparsityCallback has no images to measure importance "
+                f"{self.config.importance:g} on; pass images, a function that returns some hundreds "
+                "of the training split."
+            )
+        found = measure(pl_module.get_submodule(self.target), self.images(), self.config.fill)
+        self._attached.importance = trainer.strategy.broadcast(found)
 
     @override
     def on_train_batch_start(

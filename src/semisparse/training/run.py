@@ -41,7 +41,7 @@ from semisparse.training import models, saved, settings
 from semisparse.training import trainer as trainers
 from semisparse.training.callback import SparsityCallback
 from semisparse.training.checkpoints import LAST, resumable
-from semisparse.training.data import ImageData
+from semisparse.training.data import ImageData, calibration_images
 from semisparse.training.distillation import load_teacher
 from semisparse.training.module import Classifier
 from semisparse.training.progress import bars
@@ -49,6 +49,7 @@ from semisparse.training.pruning import prune
 from semisparse.training.settings import TrainSettings
 
 _TAYLOR_IMAGES = 512
+_IMPORTANCE_IMAGES = 1000
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -200,6 +201,13 @@ def _train(
     teacher = (
         load_teacher(options.teacher, options.teacher_weights, data) if options.teacher else None
     )
+    if sparsity:
+        sparsity.images = lambda: calibration_images(
+            *(options.data, _IMPORTANCE_IMAGES, options.data_root, options.image_size),
+            workers=options.workers,
+            normalisation=data.normalisation,
+            max_unreadable=options.max_unreadable,
+        )
     module = Classifier(model, data.num_classes, options, teacher)
     module.example_input_array = data.example_input
     last = resumable(out / "checkpoints", bar.console if trainer.is_global_zero else None)
@@ -247,6 +255,13 @@ def _create(options: TrainSettings, data: ImageData, start: saved.FinishedRun | 
                 f"prune_channels is {options.prune_channels}, but which channels of "
                 f"{options.model} matter is not known while its weights are random; give weights, "
                 "or the folder of a finished run as model."
+            )
+        importance = options.sparsity.importance if options.sparsity else 0
+        if importance and models.random_weights(options.model, options.weights):
+            raise ConfigError(
+                f"importance is {importance:g}, but which positions matter to {options.model} is "
+                "not known while its weights are random; give weights, or the folder of a finished "
+                "run as model."
             )
     _check_outputs(options.model, model, data)
     if options.prune_channels:

@@ -67,7 +67,7 @@ class Tuner:
         model: without masks, in evaluation mode; it stays as it is.
         images: `[N, C, H, W]`, prepared as for the model; they need no labels.
         labelled: other such images, and labels `[N]`; None where there are none.
-        config: whose fill, kind of masks and seed count.
+        config: whose fill, kind of masks, importance and seed count.
         table: of the model's latencies.
         costs: of the options that are open, by `sensitivity.measure`.
     """
@@ -173,6 +173,7 @@ class Tuner:
                 layer: option.block for option in taken.values() for layer in option.layers
             },
             masks=self.config.masks,
+            importance=self.config.importance,
             seed=self.config.seed,
         )
 

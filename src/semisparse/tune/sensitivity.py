@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from semisparse.config import SparsityConfig
+from semisparse.importance import Importance
+from semisparse.importance import measure as measure_importance
 from semisparse.sparsifier import Sparsifier
 from semisparse.training.apply import Change
 from semisparse.training.calibrate import run
@@ -57,7 +59,7 @@ def measure(
         model: `[N, C, H, W] -> [N, num_classes]`, without masks; it is left so.
         images: `[N, C, H, W]`, prepared as for the model.
         candidates: options, with their units.
-        config: whose fill, kind of masks and seed count.
+        config: whose fill, kind of masks, importance and seed count.
         cache: keeps what is measured.
         progress: called with (candidates done, candidates in all).
 
@@ -66,31 +68,40 @@ def measure(
     """
     model.eval()
     costs = {}
-    reference = None
+    reference = importance = None
     for done, (unit, option) in enumerate(candidates):
         progress(done, len(candidates))
         name = f"{' '.join(option.layers)} {option.block} {option.sparsity:g}"
         if name not in cache:
             if reference is None:
                 reference = run(model, images)
-            outputs = _masked_run(model, images, option, config)
+                if config.importance:
+                    importance = measure_importance(model, images, config.fill)
+            outputs = _masked_run(model, images, option, config, importance)
             cache[name] = Change.between(outputs, reference).divergence
         costs[unit.name, option] = cache[name]
     progress(len(candidates), len(candidates))
     return costs
 
 
-def _masked_run(model: nn.Module, images: Tensor, option: Option, config: SparsityConfig) -> Tensor:
+def _masked_run(
+    model: nn.Module,
+    images: Tensor,
+    option: Option,
+    config: SparsityConfig,
+    importance: Importance | None,
+) -> Tensor:
     alone = SparsityConfig(
         option.sparsity,
         only=option.layers,
         fill=config.fill,
         block=option.block,
         masks=config.masks,
+        importance=config.importance,
         seed=config.seed,
     )
     device = next(model.parameters()).device
-    sparsifier = Sparsifier(model, images[:1].to(device), alone, total_steps=1)
+    sparsifier = Sparsifier(model, images[:1].to(device), alone, 1, importance)
     try:
         sparsifier.freeze()
         return run(model, images)

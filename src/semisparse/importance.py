@@ -1,0 +1,163 @@
+"""How much the positions of a model's planes matter, and scores that spare those that do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from semisparse.errors import MaskError, ModelError
+
+# Maps of importance by the (height, width) of the plane that they are over.
+Importance = Mapping[tuple[int, int], Tensor]
+
+# Of the mean. Positions that do not matter at all are still masked evenly.
+_LEAST = 1e-3
+
+
+def measure(
+    model: nn.Module, images: Tensor, fill: str = "nearest", batch_size: int = 64
+) -> dict[tuple[int, int], Tensor]:
+    """What masking single positions does to a trained classifier's answers, to first order.
+
+    A position whose linear part changes by ``d`` moves the outputs by ``J d``, with ``J`` their
+    derivative, and so their softmax ``p`` by a divergence (Kullback-Leibler) of
+
+        1/2 (J d)^T (diag(p) - p p^T) (J d)
+
+    nats, in which no label has a part. This is averaged over the images, and for ``"nearest"``
+    over the up to four neighbours whose value the position may get; then it is summed over the
+    convolutions on planes of one size, whose masks are aligned.
+
+    The middle matrix is that of the covariance of ``v = sqrt(p) * s - p * (sqrt(p) . s)`` for
+    random signs ``s``, so each image takes one backward pass, from ``v``, and the result is an
+    estimate: the same one every time, the better the more images there are.
+
+    Args:
+        model: `[N, C, H, W] -> [N, num_classes]`, trained and without masks; it is left as it is.
+        images: `[N, C, H, W]`, prepared as for the model.
+        fill: what masked positions are going to hold, as in :class:`SparsityConfig`.
+        batch_size: images that run at once.
+
+    Returns:
+        By plane ``(height, width)``: float64 ``[height, width]`` on the CPU.
+
+    Raises:
+        ModelError: the model does not take the images or is no classifier.
+        MaskError: there are no images, or what they lead to is not finite.
+    """
+    if not len(images):
+        raise MaskError("importance was to be measured on no images; give some hundreds.")
+    device = next(model.parameters()).device
+    signs = torch.Generator().manual_seed(0)
+    found: dict[tuple[int, int], Tensor] = {}
+
+    def watch(conv: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        linear = output.detach()
+        bias = conv.bias.detach() if isinstance(conv.bias, Tensor) else output.new_zeros(1)
+
+        def add(gradient: Tensor) -> None:
+            if fill == "bias":
+                changes = _squared(gradient, bias[:, None, None] - linear)
+            else:
+                changes = _to_neighbours(gradient, linear)
+            plane = (output.shape[-2], output.shape[-1])
+            found[plane] = found.get(plane, 0) + changes.double().cpu() / (2 * len(images))
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+        # What comes next may be in place, and would change `linear`.
+        return output.clone()
+
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # A compiled model would be compiled anew with the hooks in it.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            for batch in torch.split(images, batch_size):
+                pixels = batch.detach().to(device).requires_grad_()
+                outputs = _outputs(model, pixels)
+                back = _towards(outputs.detach().softmax(1), signs)
+                # To the pixels alone, so that nothing adds up in the parameters.
+                torch.autograd.grad(outputs, pixels, back)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    check_importance(found)
+    return found
+
+
+def weigh(score: Tensor, importance: Tensor, exponent: float) -> Tensor:
+    """Raise the scores of positions that matter, so that fewer of them are among the lowest.
+
+    Of scores that are spread evenly over [0, 1), the share that falls below a threshold becomes
+    inversely proportional to ``importance ** exponent``.
+
+    Args:
+        score: float64 ``[H, W]``.
+        importance: likewise, not negative.
+        exponent: 0 leaves the scores as they are.
+    """
+    mean = importance.mean().clamp(min=torch.finfo(importance.dtype).tiny)
+    return score * (importance / mean).clamp(min=_LEAST) ** exponent
+
+
+def check_importance(importance: Importance) -> None:
+    """Raise MaskError unless these are finite, non-negative maps over the planes they are of."""
+    for plane, values in importance.items():
+        if tuple(values.shape) != plane or values.dtype != torch.float64:
+            raise MaskError(
+                f"the importance of planes of {plane} is {values.dtype} {list(values.shape)}, but "
+                "must be a float64 map of that size; pass what importance.measure() returned."
+            )
+        if not bool((values.isfinite() & (values >= 0)).all()):
+            raise MaskError(
+                f"the importance of planes of {plane} is negative or not finite; measure it on a "
+                "trained model whose outputs are finite."
+            )
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    name = type(model).__name__
+    try:
+        outputs = model(images)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{name} cannot take images of {list(images.shape[1:])} ({error}); give images as it "
+            "was trained with."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        shape = list(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ModelError(
+            f"{name} returns {shape} for an image, but importance is measured by the outputs of a "
+            "classifier, one number a class; give a classifier, or set importance to 0."
+        )
+    return outputs
+
+
+def _towards(shares: Tensor, generator: torch.Generator) -> Tensor:
+    """Random vectors ``[N, classes]`` of covariance ``diag(p) - p p^T`` for the shares ``p``."""
+    signs = torch.randint(2, shares.shape, generator=generator).to(shares) * 2 - 1
+    roots = shares.sqrt() * signs
+    return roots - shares * roots.sum(1, keepdim=True)
+
+
+def _to_neighbours(gradient: Tensor, linear: Tensor) -> Tensor:
+    """`_squared` of the change to a neighbour's value, the mean over the neighbours there are."""
+    height, width = linear.shape[-2:]
+    total, count = linear.new_zeros(height, width), linear.new_zeros(height, width)
+    for dim, step in ((2, 1), (2, -1), (3, 1), (3, -1)):
+        inside = linear.new_ones(height, width)
+        # Rolled in from the other side.
+        inside.select(dim - 2, 0 if step == 1 else -1).zero_()
+        total += inside * _squared(gradient, linear.roll(step, dim) - linear)
+        count += inside
+    return total / count.clamp(min=1)
+
+
+def _squared(gradient: Tensor, change: Tensor) -> Tensor:
+    """Squared products over the channels of ``[N, C, H, W]``, summed over the images."""
+    return (gradient * change).sum(1).square().sum(0)
