@@ -13,11 +13,11 @@
 #include "semisparse.h"
 
 struct semisparse_conv {
-  semisparse::Conv conv;
+  semisparse::Conv layer;
 };
 
 struct semisparse_chain {
-  semisparse::Chain chain;
+  semisparse::Chain layer;
 };
 
 namespace {
@@ -46,6 +46,33 @@ semisparse_status guard(const F& f) {
 void need(const void* pointer, const char* what) {
   if (pointer == nullptr)
     semisparse::invalid(std::string(what) + " is NULL; it must point to valid memory");
+}
+
+// The same for a convolution and for a chain of them; `what` is the handle's name.
+template <typename Handle>
+semisparse_status output_size(const Handle* handle, const char* what, int64_t height, int64_t width,
+                              int64_t* out_height, int64_t* out_width) {
+  return guard([&] {
+    need(handle, what);
+    need(out_height, "out_height");
+    need(out_width, "out_width");
+    const semisparse::Conv::Plane plane = handle->layer.output_plane(height, width);
+    *out_height = plane.height;
+    *out_width = plane.width;
+  });
+}
+
+template <typename Handle>
+semisparse_status run(const Handle* handle, const char* what, const float* x, int64_t batch,
+                      int64_t height, int64_t width, const float* residual, float* y,
+                      semisparse_parallel_for parallel_for, void* ctx) {
+  return guard([&] {
+    need(handle, what);
+    need(x, "x");
+    need(y, "y");
+    handle->layer.run(x, batch, height, width, residual, y,
+                      semisparse::Parallel(parallel_for, ctx));
+  });
 }
 
 }  // namespace
@@ -109,31 +136,19 @@ semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc, const
 void semisparse_conv_destroy(semisparse_conv* conv) { delete conv; }
 
 const char* semisparse_conv_kernel(const semisparse_conv* conv) {
-  return conv == nullptr ? nullptr : conv->conv.kernel_name();
+  return conv == nullptr ? nullptr : conv->layer.kernel_name();
 }
 
 semisparse_status semisparse_conv_output_size(const semisparse_conv* conv, int64_t height,
                                               int64_t width, int64_t* out_height,
                                               int64_t* out_width) {
-  return guard([&] {
-    need(conv, "conv");
-    need(out_height, "out_height");
-    need(out_width, "out_width");
-    const semisparse::Conv::Plane plane = conv->conv.output_plane(height, width);
-    *out_height = plane.height;
-    *out_width = plane.width;
-  });
+  return output_size(conv, "conv", height, width, out_height, out_width);
 }
 
 semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x, int64_t batch,
                                       int64_t height, int64_t width, const float* residual,
                                       float* y, semisparse_parallel_for parallel_for, void* ctx) {
-  return guard([&] {
-    need(conv, "conv");
-    need(x, "x");
-    need(y, "y");
-    conv->conv.run(x, batch, height, width, residual, y, semisparse::Parallel(parallel_for, ctx));
-  });
+  return run(conv, "conv", x, batch, height, width, residual, y, parallel_for, ctx);
 }
 
 semisparse_status semisparse_chain_create(semisparse_chain_form form,
@@ -154,31 +169,19 @@ semisparse_status semisparse_chain_create(semisparse_chain_form form,
 void semisparse_chain_destroy(semisparse_chain* chain) { delete chain; }
 
 const char* semisparse_chain_kernel(const semisparse_chain* chain) {
-  return chain == nullptr ? nullptr : chain->chain.kernel_name();
+  return chain == nullptr ? nullptr : chain->layer.kernel_name();
 }
 
 semisparse_status semisparse_chain_output_size(const semisparse_chain* chain, int64_t height,
                                                int64_t width, int64_t* out_height,
                                                int64_t* out_width) {
-  return guard([&] {
-    need(chain, "chain");
-    need(out_height, "out_height");
-    need(out_width, "out_width");
-    const semisparse::Conv::Plane plane = chain->chain.output_plane(height, width);
-    *out_height = plane.height;
-    *out_width = plane.width;
-  });
+  return output_size(chain, "chain", height, width, out_height, out_width);
 }
 
 semisparse_status semisparse_chain_run(const semisparse_chain* chain, const float* x, int64_t batch,
                                        int64_t height, int64_t width, const float* residual,
                                        float* y, semisparse_parallel_for parallel_for, void* ctx) {
-  return guard([&] {
-    need(chain, "chain");
-    need(x, "x");
-    need(y, "y");
-    chain->chain.run(x, batch, height, width, residual, y, semisparse::Parallel(parallel_for, ctx));
-  });
+  return run(chain, "chain", x, batch, height, width, residual, y, parallel_for, ctx);
 }
 
 semisparse_status semisparse_pool_output_size(const semisparse_pool_desc* desc, int64_t height,

@@ -20,8 +20,8 @@ class Chain {
   Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, const IsaInfo& isa);
 
   const char* kernel_name() const { return kernel_name_.c_str(); }
-  int64_t in_channels() const { return first().desc().in_channels; }
-  int64_t out_channels() const { return last().desc().out_channels; }
+  size_t in_channels() const { return first().in_channels(); }
+  size_t out_channels() const { return last().out_channels(); }
 
   // Throws Error where a stage's output would be empty or is not its source map's.
   Conv::Plane output_plane(int64_t height, int64_t width) const;

@@ -38,6 +38,8 @@ class Conv {
 
   const char* kernel_name() const { return kernel_name_.c_str(); }
   const semisparse_conv_desc& desc() const { return desc_; }
+  size_t in_channels() const { return static_cast<size_t>(desc_.in_channels); }
+  size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
   const Positions* positions() const { return positions_ ? &*positions_ : nullptr; }
 
   struct Plane {
@@ -73,7 +75,6 @@ class Conv {
   void prepare_winograd(Isa isa);
   const Winograd* fastest_winograd(size_t images, Plane out) const;
   bool runs_along_rows() const;
-  size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
   void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
                  const Parallel& parallel) const;
   void run_winograd(const Winograd& winograd, const Work& work, const Parallel& parallel) const;

@@ -8,6 +8,7 @@
 #include "core/isa.h"
 #include "ort/conv_inputs.h"
 #include "ort/operator.h"
+#include "ort/run_layer.h"
 
 namespace semisparse::ort {
 namespace {
@@ -66,27 +67,7 @@ class ChainOp : public Operator<ChainOp> {
   }
 
   void compute(const Kernel& kernel, const OrtApi& api, OrtKernelContext* context) const {
-    const Chain& chain = kernel.chain;
-    const Tensor x = input(api, context, kX);
-    if (x.shape.size() != 4 || x.shape[3] != chain.in_channels()) {
-      invalid("the input has shape " + text(x.shape) + "; it must be [N, H, W, " +
-              std::to_string(chain.in_channels()) + "]");
-    }
-    const Conv::Plane plane = chain.output_plane(x.shape[1], x.shape[2]);
-    const Shape shape{x.shape[0], plane.height, plane.width, chain.out_channels()};
-    const float* residual = nullptr;
-    if (residual_) {
-      const Tensor r = input(api, context, inputs() - 1);
-      if (r.shape != shape) {
-        invalid("the residual has shape " + text(r.shape) + " but the output has " + text(shape) +
-                "; they must be equal");
-      }
-      residual = r.floats();
-    }
-    float* y = output(api, context, shape);
-    Pool pool{&api, context};
-    chain.run(x.floats(), x.shape[0], x.shape[1], x.shape[2], residual, y,
-              Parallel(parallel_for, &pool));
+    run_layer(kernel.chain, inputs(), residual_, api, context);
   }
 
   InferredShape infer(const OrtApi& api, const OrtShapeInferContext* context) const {
