@@ -75,6 +75,7 @@ class Conv {
   void prepare_winograd(Isa isa);
   const Winograd* fastest_winograd(size_t images, Plane out) const;
   bool runs_along_rows() const;
+  size_t tiles_per_call() const;
   void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
                  const Parallel& parallel) const;
   void run_winograd(const Winograd& winograd, const Work& work, const Parallel& parallel) const;

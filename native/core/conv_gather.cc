@@ -19,7 +19,9 @@ constexpr size_t kStrip = 256;
 
 void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) const {
   const size_t count = gather.from.size();
-  const size_t step = std::max<size_t>(1, kCopiedFloats / (out_channels() * mr_)) * mr_;
+  const size_t step = gather.copies.empty()
+                          ? count
+                          : std::max<size_t>(1, kCopiedFloats / (out_channels() * mr_)) * mr_;
   for (size_t from = 0; from < count; from += step) {
     const size_t to = std::min(count, from + step);
     gather_tiles(gather, planes, from, to);
@@ -31,8 +33,9 @@ void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) co
 void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
                         size_t end) const {
   const bool spreads = planes.residual != nullptr && !gather.copies.empty();
-  const Buffer parked = make_buffer(spreads ? mr_ * kWidestPanel : 0);
-  SmallArray<const float*, 16> rows(mr_);
+  const size_t most = tiles_per_call() * mr_;
+  const Buffer parked = make_buffer(spreads ? most * kWidestPanel : 0);
+  SmallArray<const float*, 32> rows(most);
   const std::ptrdiff_t offset = 0;
   igemm::Tile tile{};
   tile.taps = 1;
@@ -43,10 +46,10 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
   tile.lo = lo_;
   tile.hi = hi_;
   if (spreads) tile.park = parked.get();
-  const size_t tiles = ceil_div(end - begin, mr_);
-  for (size_t i = 0; i < tiles; ++i) {
-    const size_t first = begin + (end - begin) * i / tiles;
-    tile.m = begin + (end - begin) * (i + 1) / tiles - first;
+  const Calls calls(end - begin, mr_, tiles_per_call());
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const size_t first = begin + calls.first_row(i);
+    tile.m = begin + calls.first_row(i + 1) - first;
     tile.dests = gather.dest.data() + first;
     for (size_t row = 0; row < tile.m; ++row) {
       rows[row] = planes.x + gather.from[first + row] * planes.ldx;

@@ -24,7 +24,9 @@ void Conv::igemm_task(const Work& work, size_t task) const {
     blank_share(work, slice, work.row_tasks, panel.first, panel.count);
     return;
   }
-  const size_t step = ceil_div(kCopiedFloats, out_channels() * mr_) * mr_;
+  const bool copies = positions_ && !positions_->copies.empty();
+  const size_t step =
+      copies ? ceil_div(kCopiedFloats, out_channels() * mr_) * mr_ : work.rows_per_task;
   for (size_t from = begin; from < end; from += step) {
     const size_t to = std::min(end, from + step);
     igemm_tiles(work, from, to, 0, panels_.size());
@@ -61,13 +63,13 @@ void Conv::set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) co
 
 void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                        size_t last_panel) const {
-  Rows rows(work.geometry, mr_);
-  // Tiles of equal height: 49 rows are five of 5 and four of 6, not eight of 6 and one of 1.
-  const size_t tiles = ceil_div(end - begin, mr_);
-  const Buffer parked = make_buffer(work.spreads ? mr_ * kWidestPanel : 0);
-  for (size_t i = 0; i < tiles; ++i) {
-    const size_t from = begin + (end - begin) * i / tiles;
-    const size_t to = begin + (end - begin) * (i + 1) / tiles;
+  const size_t most = tiles_per_call() * mr_;
+  Rows rows(work.geometry, most);
+  const Buffer parked = make_buffer(work.spreads ? most * kWidestPanel : 0);
+  const Calls calls(end - begin, mr_, tiles_per_call());
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const size_t from = begin + calls.first_row(i);
+    const size_t to = begin + calls.first_row(i + 1);
     igemm::Tile tile = tile_of(work, rows, from, to - from);
     if (work.spreads) tile.park = parked.get();
     for (size_t j = first_panel; j < last_panel; ++j) {
@@ -87,7 +89,7 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
 // gave 2.32 ms).
 void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& panel) const {
   const size_t nr = panel.kernel->nr;
-  Rows rows(work.geometry, mr_);
+  Rows rows(work.geometry, tiles_per_call() * mr_);
   // Whole taps, or parts of one where there is only one.
   const size_t taps_step =
       work.taps() == 1 ? 1 : std::clamp<size_t>(work.block_depth / work.channels, 1, work.taps());
@@ -95,7 +97,7 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
       work.taps() == 1 ? std::min(work.block_depth, work.channels) : work.channels;
   const bool parks = taps_step < work.taps() || channels_step < work.channels;
   const Buffer parked = make_buffer(parks || work.spreads ? (end - begin) * nr : 0);
-  const size_t tiles = ceil_div(end - begin, mr_);
+  const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t tap = 0; tap < work.taps(); tap += taps_step) {
     for (size_t channel = 0; channel < work.channels; channel += channels_step) {
       const bool first = tap == 0 && channel == 0;
@@ -104,12 +106,13 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
       const size_t channels = std::min(channels_step, work.channels - channel);
       const size_t block = taps * channels * nr;
       const float* weights = weights_.get() + panel.weights + (tap * work.channels + channel) * nr;
-      // Spread over all tiles: so many lines every four channels.
+      // Spread over all rows: so many lines every four channels.
       const size_t turns = taps * (channels / 4);
-      const size_t lines = ceil_div(block / kLineFloats, std::max<size_t>(1, tiles * turns));
-      for (size_t i = 0; i < tiles; ++i) {
-        const size_t from = begin + (end - begin) * i / tiles;
-        const size_t to = begin + (end - begin) * (i + 1) / tiles;
+      const size_t lines =
+          ceil_div(block / kLineFloats, std::max<size_t>(1, calls.tiles() * turns));
+      for (size_t i = 0; i < calls.size(); ++i) {
+        const size_t from = begin + calls.first_row(i);
+        const size_t to = begin + calls.first_row(i + 1);
         float* park = parked.get() + (from - begin) * nr;
         igemm::Tile tile = tile_of(work, rows, from, to - from);
         set_panel(tile, work, panel);
@@ -122,7 +125,7 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
         tile.channels = channels;
         tile.row_offset += channel;
         tile.weights = weights;
-        tile.prefetch = weights + block + i * turns * lines * kLineFloats;
+        tile.prefetch = weights + block + calls.first_tile(i) * turns * lines * kLineFloats;
         tile.prefetch_lines = lines;
         if (!first) {
           tile.init = park;

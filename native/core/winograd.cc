@@ -214,8 +214,10 @@ void Winograd::multiply(const Block& block, float* m) const {
   SmallArray<const float*, 128> rows(count);
   for (size_t i = 0; i < count; ++i) rows[i] = block.v + i * v_stride_;
   igemm::Tile tile{};
+  tile.m = count;
   tile.taps = 1;
   tile.channels = in_channels_;
+  tile.rows = rows.data();
   tile.init = kZeros;
   // The next product's weights are fetched meanwhile, spread over all rows.
   const size_t turns = std::max<size_t>(1, in_channels_ / 4);
@@ -225,14 +227,8 @@ void Winograd::multiply(const Block& block, float* m) const {
     tile.row_offset = k * in_channels_;
     tile.weights = weights + k * in_channels_ * nr;
     tile.prefetch = tile.weights + in_channels_ * nr;
-    for (size_t i = 0; i < groups; ++i) {
-      const size_t from = count * i / groups;
-      tile.m = count * (i + 1) / groups - from;
-      tile.rows = rows.data() + from;
-      tile.park = m + k * block.m_stride + from * nr;
-      panel.kernel->run(tile);
-      tile.prefetch += turns * tile.prefetch_lines * kLineFloats;
-    }
+    tile.park = m + k * block.m_stride;
+    panel.kernel->run(tile);
   }
 }
 

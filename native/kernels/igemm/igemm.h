@@ -1,6 +1,7 @@
 // Indirect GEMM: the im2col matrix is never built; its rows are reached through pointers.
 //
-// One call computes `m` output positions (rows) times one panel of `nr` output channels:
+// One call computes `m` output positions (rows), `mr` and fewer at a time, times one panel of `nr`
+// output channels:
 //
 //     acc[i][j] = init[i * init_stride + j]
 //               + sum over t < taps, c < channels of
@@ -24,14 +25,14 @@
 namespace semisparse::igemm {
 
 struct Tile {
-  size_t m;                       // 1 <= m <= Kernel::mr
+  size_t m;                       // >= 1
   size_t taps;                    // >= 1
   size_t channels;                // >= 1
   const float* const* rows;       // [taps][m], or [m] where every tap lies at the same offset
   const std::ptrdiff_t* offsets;  // [taps], added to rows[i]; null: rows has a pointer per tap
   size_t row_offset;
   const float* prefetch;  // what will be wanted next: so many of its cache lines are fetched every
-  size_t prefetch_lines;  // four channels
+  size_t prefetch_lines;  // four channels of mr rows
   bool prefetch_far;      // into the second-level cache only, or else the first
   const float* weights;   // [taps][channels][nr]
   const float* init;      // [m or 1][nr]

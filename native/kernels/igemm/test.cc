@@ -89,8 +89,8 @@ void check_tile(const Listed& kernel, size_t m, uint64_t seed) {
 
 int main() {
   test::for_each_usable(igemm::kListed, [](const Listed& kernel) {
-    for (size_t m = 1; m <= kernel.mr; ++m) {
-      for (size_t i = 0; i < test::rounds(200); ++i) check_tile(kernel, m, m * 1000003 + i);
+    for (size_t m = 1; m <= 3 * kernel.mr; ++m) {
+      for (size_t i = 0; i < test::rounds(100); ++i) check_tile(kernel, m, m * 1000003 + i);
     }
   });
 }
