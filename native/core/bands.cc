@@ -234,8 +234,8 @@ class Bands::Worker {
       : bands_(bands),
         stages_(stages),
         run_(run),
-        window_(thread_buffer<Worker>(bands.window_rows_ * bands.row_floats() +
-                                      bands.most_filtered_ * bands.channels_)),
+        scratch_(bands.window_rows_ * bands.row_floats() + bands.most_filtered_ * bands.channels_),
+        window_(scratch_.data()),
         filtered_(window_ + bands.window_rows_ * bands.row_floats()) {}
 
   void work(size_t image, size_t index) {
@@ -301,6 +301,7 @@ class Bands::Worker {
   const Bands& bands_;
   const Stages& stages_;
   const Run& run_;
+  ThreadScratch scratch_;
   float* window_;
   float* filtered_;
   const Band* held_ = nullptr;

@@ -121,7 +121,8 @@ void Chain::run_stages(const float* x, int64_t batch, Conv::Plane in, const floa
     return static_cast<size_t>(batch * plane.height * plane.width * depthwise_.desc().in_channels);
   };
   const size_t expanded = expand_ ? floats(in) : 0;
-  float* scratch = thread_buffer<Chain>(expanded + (project_ ? floats(out) : 0));
+  const ThreadScratch memory(expanded + (project_ ? floats(out) : 0));
+  float* scratch = memory.data();
   if (expand_) {
     expand_->run(x, batch, in.height, in.width, nullptr, scratch, parallel);
     x = scratch;

@@ -39,16 +39,25 @@ class ScratchSlot {
   std::atomic<Piece*> kept_{nullptr};
 };
 
-// Memory that each thread keeps from run to run, a piece for every Owner.
-template <typename Owner>
-float* thread_buffer(size_t floats) {
-  thread_local ScratchSlot::Piece piece;
-  if (piece.floats < floats) {
-    piece.floats = 0;
-    piece.data = make_buffer(floats);
-    piece.floats = floats;
+// Memory that each thread keeps from run to run, whoever uses it: what one layer has left of it in
+// the cache the next one finds there. A task that meets its thread in the middle of another's gets
+// a piece of its own.
+class ThreadScratch {
+ public:
+  explicit ThreadScratch(size_t floats) : piece_(slot().take(floats)) {}
+  ThreadScratch(const ThreadScratch&) = delete;
+  ThreadScratch& operator=(const ThreadScratch&) = delete;
+  ~ThreadScratch() { slot().give_back(std::move(piece_)); }
+
+  float* data() const { return piece_->data.get(); }
+
+ private:
+  static ScratchSlot& slot() {
+    thread_local ScratchSlot slot;
+    return slot;
   }
-  return piece.data.get();
-}
+
+  std::unique_ptr<ScratchSlot::Piece> piece_;
+};
 
 }  // namespace semisparse
