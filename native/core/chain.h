@@ -35,6 +35,7 @@ class Chain {
   Stages stages() const {
     return {expand_ ? &*expand_ : nullptr, &depthwise_, project_ ? &*project_ : nullptr};
   }
+  void keep_read();
   std::shared_ptr<const Bands> bands(Conv::Plane in) const;
   void run_stages(const float* x, int64_t batch, Conv::Plane in, const float* residual, float* y,
                   const Parallel& parallel) const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "core/c_enum.h"
@@ -261,6 +262,39 @@ size_t Conv::tiles_per_call() const {
   const auto depth =
       static_cast<size_t>(desc_.in_channels / desc_.group * desc_.kernel[0] * desc_.kernel[1]);
   return std::clamp<size_t>(kRowFloats / (depth * mr_), 1, kMost);
+}
+
+std::vector<uint8_t> Conv::reads(Plane in) const {
+  const Plane out = output_plane(in.height, in.width);
+  std::vector<uint8_t> read(in.positions());
+  const auto mark = [&](int64_t out_y, int64_t out_x) {
+    for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
+      for (int64_t kx = 0; kx < desc_.kernel[1]; ++kx) {
+        const int64_t y = out_y * desc_.strides[0] - desc_.pads[0] + ky * desc_.dilations[0];
+        const int64_t x = out_x * desc_.strides[1] - desc_.pads[1] + kx * desc_.dilations[1];
+        const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
+        if (inside) read[static_cast<size_t>(y * in.width + x)] = 1;
+      }
+    }
+  };
+  if (positions_) {
+    for (const Positions::Place& place : positions_->kept) mark(place.y, place.x);
+  } else {
+    for (size_t p = 0; p < out.positions(); ++p) {
+      mark(static_cast<int64_t>(p) / out.width, static_cast<int64_t>(p) % out.width);
+    }
+  }
+  return read;
+}
+
+void Conv::keep_read(Plane plane, const std::vector<uint8_t>& read) {
+  if (std::all_of(read.begin(), read.end(), [](uint8_t r) { return r != 0; })) return;
+  if (!positions_) {
+    std::vector<int32_t> source(plane.positions());
+    std::iota(source.begin(), source.end(), 0);
+    positions_.emplace(source.data(), plane.height, plane.width);
+  }
+  positions_->keep_read(read);
 }
 
 bool Conv::runs_along_rows() const {

@@ -44,9 +44,17 @@ class Conv {
 
   struct Plane {
     int64_t height, width;
+    size_t positions() const { return static_cast<size_t>(height * width); }
   };
   // Throws Error when it would be empty or is not the source map's.
   Plane output_plane(int64_t height, int64_t width) const;
+
+  // Which positions of an input plane its computed positions read.
+  std::vector<uint8_t> reads(Plane in) const;
+
+  // From now on leaves alone what is not read of its output plane. Not for convolutions by
+  // Winograd's algorithm, which have made their tiles.
+  void keep_read(Plane plane, const std::vector<uint8_t>& read);
 
   void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
            float* y, const Parallel& parallel) const;

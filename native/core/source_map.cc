@@ -98,6 +98,26 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
   std::partial_sum(copy_begin.begin(), copy_begin.end(), copy_begin.begin());
 }
 
+void Positions::keep_read(const std::vector<uint8_t>& read) {
+  std::vector<Place> places;
+  std::vector<epilogue::Pair> pairs;
+  std::vector<uint32_t> begin{0};
+  for (size_t i = 0; i < kept.size(); ++i) {
+    for (size_t j = copy_begin[i]; j < copy_begin[i + 1]; ++j) {
+      if (read[copies[j].dest] != 0) pairs.push_back(copies[j]);
+    }
+    // One that is not read may still be what others copy.
+    if (read[kept[i].position] == 0 && pairs.size() == begin.back()) continue;
+    places.push_back(kept[i]);
+    begin.push_back(static_cast<uint32_t>(pairs.size()));
+  }
+  kept = std::move(places);
+  copies = std::move(pairs);
+  copy_begin = std::move(begin);
+  const auto unread = [&](uint32_t position) { return read[position] == 0; };
+  blank.erase(std::remove_if(blank.begin(), blank.end(), unread), blank.end());
+}
+
 std::vector<int32_t> Positions::source_map() const {
   std::vector<int32_t> source(static_cast<size_t>(height * width), -1);
   for (const Place& place : kept) source[place.position] = static_cast<int32_t>(place.position);

@@ -20,6 +20,9 @@ struct Positions {
 
   std::vector<int32_t> source_map() const;
 
+  // Leaves positions [height * width] out that are not read; they are in no list then.
+  void keep_read(const std::vector<uint8_t>& read);
+
   struct Place {
     uint32_t position, y, x;
   };
