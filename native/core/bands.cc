@@ -126,15 +126,19 @@ Bands::Bands(const Stages& stages, Conv::Plane in)
   }
 }
 
-// The band of output rows [begin, end), but for the expansion.
+// The band of output rows [begin, end), but for the expansion. What it computes goes to all places
+// that hold it, in whatever rows: else the bands of 28x28 computed 14% more positions at sparsity
+// 0.5 than there are.
 Bands::Band Bands::band_of(const Stages& stages, size_t begin, size_t end, Reads& reads) const {
   const semisparse_conv_desc& d = stages.depthwise->desc();
   const auto width = static_cast<size_t>(out_.width);
   Band band{};
   const Sources last(stages.project != nullptr ? stages.project : stages.depthwise);
   Gatherer outputs;
-  for (size_t p = begin * width; p < end * width; ++p) {
+  for (size_t p = 0; p < out_.positions(); ++p) {
     const int64_t source = last[p];
+    const size_t owner = source < 0 ? p : static_cast<size_t>(source);
+    if (owner < begin * width || owner >= end * width) continue;
     outputs.add(source, static_cast<uint32_t>(source), static_cast<uint32_t>(p));
   }
   if (stages.project == nullptr) {
@@ -209,16 +213,23 @@ Gather Bands::expansion(const Stages& stages, const Reads& reads, const Band& ba
   const Sources sources(stages.expand);
   const auto height = static_cast<size_t>(in_.height);
   const auto width = static_cast<size_t>(in_.width);
-  Gatherer gatherer;
-  for (size_t row = std::max(begin, pad_top_); row < std::min(end, pad_top_ + height); ++row) {
-    for (size_t x = 0; x < width; ++x) {
-      const size_t place = row * pitch_ + pad_left_ + x;
-      if (reads.padded[place] == 0) continue;
-      const int64_t source = sources[(row - pad_top_) * width + x];
-      gatherer.add(source, static_cast<uint32_t>(source),
-                   static_cast<uint32_t>(place - band.first * pitch_));
+  const auto each = [&](size_t from, size_t to, const auto& f) {
+    for (size_t row = std::max(from, pad_top_); row < std::min(to, pad_top_ + height); ++row) {
+      for (size_t x = 0; x < width; ++x) {
+        const size_t place = row * pitch_ + pad_left_ + x;
+        if (reads.padded[place] == 0) continue;
+        f(sources[(row - pad_top_) * width + x],
+          static_cast<uint32_t>(place - band.first * pitch_));
+      }
     }
-  }
+  };
+  Gatherer gatherer;
+  each(band.first, begin, [&](int64_t source, uint32_t place) {
+    if (source >= 0) gatherer.add_present(source, place);
+  });
+  each(begin, end, [&](int64_t source, uint32_t place) {
+    gatherer.add(source, static_cast<uint32_t>(source), place);
+  });
   return gatherer.finish();
 }
 
@@ -257,13 +268,13 @@ class Bands::Worker {
       filter_input = window_;
     }
     const bool projects = stages_.project != nullptr;
-    const GatherPlanes filter{filter_input, bands_.channels_, nullptr, projects ? filtered_ : y,
-                              bands_.channels_};
+    const GatherPlanes filter{
+        filter_input, bands_.channels_, nullptr, projects ? filtered_ : y, bands_.channels_, false};
     stages_.depthwise->gather_depthwise(band.depthwise, filter, bands_.offsets_.data());
     stages_.depthwise->gather_depthwise(band.border, filter);
     if (projects) {
       stages_.project->gather_pointwise(band.project,
-                                        {filtered_, bands_.channels_, residual, y, outputs});
+                                        {filtered_, bands_.channels_, residual, y, outputs, true});
     }
   }
 
@@ -295,7 +306,8 @@ class Bands::Worker {
         std::fill(to + left + inside, to + bands_.row_floats(), 0.0f);
       }
     }
-    stages_.expand->gather_pointwise(gather, {x, inputs, nullptr, window_, bands_.channels_});
+    stages_.expand->gather_pointwise(gather,
+                                     {x, inputs, nullptr, window_, bands_.channels_, false});
   }
 
   const Bands& bands_;

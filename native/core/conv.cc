@@ -136,8 +136,8 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
 
   if (positions_ && !positions_->blank.empty()) {
     blank_row_ = make_buffer(outputs);
-    epilogue_->clamp(bias_.get(), nullptr, blank_row_.get(), outputs, lo_, hi_);
-    activate(blank_row_.get(), outputs);
+    const epilogue::Pair row{0, 0};
+    spread({&row, 1, bias_.get(), 0, nullptr, blank_row_.get(), 0, outputs, lo_, hi_});
   }
 }
 

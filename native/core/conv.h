@@ -97,17 +97,16 @@ class Conv {
                    size_t last_panel) const;
   void igemm_panel(const Work& work, size_t begin, size_t end, const Panel& panel) const;
   void dwconv_task(const Work& work, size_t task) const;
-  void blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
-                  size_t channels) const;
   void finish_rows(const Work& work, Rows& rows, size_t begin, size_t end, const float* parked,
                    size_t stride, size_t channel, size_t channels) const;
-  void finish_row(const Work& work, const float* linear, size_t position, size_t channel,
-                  size_t channels) const;
+  void spread(const epilogue::Spread& spread) const;
+  void blank_rows(const epilogue::Pair* blanks, size_t count, const float* residual, float* y,
+                  size_t ldy, size_t channel, size_t channels) const;
   template <typename F>
   void each_image(size_t begin, size_t end, const F& f) const;
-  void finish_copies(const Work& work, size_t begin, size_t end, const float* parked, size_t stride,
-                     size_t channel, size_t channels) const;
   void copy_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
+  void copy_rows(const epilogue::Pair* copies, size_t count, float* y, size_t ldy,
+                 size_t channels) const;
   void blank_share(const Work& work, size_t share, size_t shares, size_t channel,
                    size_t channels) const;
   void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
@@ -117,8 +116,8 @@ class Conv {
   dwconv::Strip gather_strip(const GatherPlanes& planes) const;
   void gather_copies(const Gather& gather, const GatherPlanes& planes, size_t begin,
                      size_t end) const;
-  void activate_rows(const uint32_t* dests, size_t count, const GatherPlanes& planes) const;
   void gather_blanks(const Gather& gather, const GatherPlanes& planes) const;
+  void activate_rows(const uint32_t* dests, size_t count, const GatherPlanes& planes) const;
   void activate(float* y, size_t n) const;
 
   semisparse_conv_desc desc_;

@@ -1,6 +1,5 @@
 // A convolution's positions by list.
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "core/conv.h"
@@ -22,6 +21,7 @@ void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) co
   const size_t step = gather.copies.empty()
                           ? count
                           : std::max<size_t>(1, kCopiedFloats / (out_channels() * mr_)) * mr_;
+  copy_rows(gather.copies.data(), gather.copy_begin.front(), planes.y, planes.ldy, out_channels());
   for (size_t from = 0; from < count; from += step) {
     const size_t to = std::min(count, from + step);
     gather_tiles(gather, planes, from, to);
@@ -46,6 +46,7 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
   tile.lo = lo_;
   tile.hi = hi_;
   if (spreads) tile.park = parked.get();
+  tile.fetch_y = planes.fetch_y && !spreads;
   const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t i = 0; i < calls.size(); ++i) {
     const size_t first = begin + calls.first_row(i);
@@ -67,22 +68,21 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
   }
 }
 
-// A tile's parked linear parts to the places of its entries and of their copies, each with the
+// The parked linear parts of a call to the places of its entries and of their copies, each with the
 // residual of its own place.
 void Conv::gather_spread(const Gather& gather, const GatherPlanes& planes, size_t first,
                          const igemm::Tile& tile, const Panel& panel) const {
-  const auto finish = [&](const float* linear, size_t dest) {
-    const size_t at = dest * planes.ldy + panel.first;
-    epilogue_->clamp(linear, planes.residual + at, planes.y + at, panel.count, lo_, hi_);
-    activate(planes.y + at, panel.count);
-  };
-  for (size_t row = 0; row < tile.m; ++row) {
-    const float* linear = tile.park + row * panel.kernel->nr;
-    finish(linear, tile.dests[row]);
+  const size_t copies = gather.copy_begin[first + tile.m] - gather.copy_begin[first];
+  SmallArray<epilogue::Pair, 64> pairs(tile.m + copies);
+  epilogue::Pair* next = pairs.data();
+  for (uint32_t row = 0; row < tile.m; ++row) {
+    *next++ = {row, tile.dests[row]};
     for (size_t i = gather.copy_begin[first + row]; i < gather.copy_begin[first + row + 1]; ++i) {
-      finish(linear, gather.copies[i].dest);
+      *next++ = {row, gather.copies[i].dest};
     }
   }
+  spread({pairs.data(), tile.m + copies, tile.park, panel.kernel->nr, planes.residual + panel.first,
+          planes.y + panel.first, planes.ldy, panel.count, lo_, hi_});
 }
 
 // What all strips have in common.
@@ -147,21 +147,13 @@ void Conv::gather_copies(const Gather& gather, const GatherPlanes& planes, size_
                          size_t end) const {
   if (planes.residual != nullptr) return;
   const size_t first = gather.copy_begin[begin];
-  epilogue_->copy(gather.copies.data() + first, gather.copy_begin[end] - first, planes.y,
-                  planes.ldy, out_channels());
+  copy_rows(gather.copies.data() + first, gather.copy_begin[end] - first, planes.y, planes.ldy,
+            out_channels());
 }
 
 void Conv::gather_blanks(const Gather& gather, const GatherPlanes& planes) const {
-  for (const uint32_t dest : gather.blank) {
-    float* y = planes.y + dest * planes.ldy;
-    if (planes.residual == nullptr) {
-      std::memcpy(y, blank_row_.get(), out_channels() * sizeof(float));
-    } else {
-      epilogue_->clamp(bias_.get(), planes.residual + dest * planes.ldy, y, out_channels(), lo_,
-                       hi_);
-      activate(y, out_channels());
-    }
-  }
+  blank_rows(gather.blank.data(), gather.blank.size(), planes.residual, planes.y, planes.ldy, 0,
+             out_channels());
 }
 
 }  // namespace semisparse

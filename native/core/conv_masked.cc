@@ -1,16 +1,22 @@
 // What masked positions hold, and what else follows the linear part.
 #include <algorithm>
-#include <cstring>
+#include <limits>
 
 #include "core/conv_work.h"
 
 namespace semisparse {
+namespace {
 
-void Conv::finish_row(const Work& work, const float* linear, size_t position, size_t channel,
-                      size_t channels) const {
-  const size_t at = position * out_channels() + channel;
-  epilogue_->clamp(linear, work.residual + at, work.y + at, channels, lo_, hi_);
-  activate(work.y + at, channels);
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+}  // namespace
+
+// As epilogue::spread, then the activation where that is no clamp.
+void Conv::spread(const epilogue::Spread& spread) const {
+  epilogue_->spread(spread);
+  for (size_t i = 0; i < spread.count && activate_ != nullptr; ++i) {
+    activate(spread.y + spread.pairs[i].dest * spread.ldy, spread.n);
+  }
 }
 
 // Calls f(image, from, to) for the rows [begin, end) of each image, as indices into its kept
@@ -24,32 +30,35 @@ void Conv::each_image(size_t begin, size_t end, const F& f) const {
   }
 }
 
-// The masked positions that copy one of the rows [begin, end), whose linear parts are in `parked`.
-void Conv::finish_copies(const Work& work, size_t begin, size_t end, const float* parked,
-                         size_t stride, size_t channel, size_t channels) const {
-  const auto plane = static_cast<size_t>(positions_->height * positions_->width);
-  const float* linear = parked;
-  each_image(begin, end, [&](size_t image, size_t from, size_t to) {
-    for (size_t row = from; row < to; ++row, linear += stride) {
-      for (size_t i = positions_->copy_begin[row]; i < positions_->copy_begin[row + 1]; ++i) {
-        finish_row(work, linear, image * plane + positions_->copies[i].dest, channel, channels);
-      }
-    }
-  });
-}
-
 // Rows [begin, end), one tile's, after its last kernel. Where masked positions copy a linear part
 // that a residual of their own is added to, that part is in `parked`, `stride` floats a row, and
 // all places are finished here.
 void Conv::finish_rows(const Work& work, Rows& rows, size_t begin, size_t end, const float* parked,
                        size_t stride, size_t channel, size_t channels) const {
+  const size_t count = end - begin;
   if (work.spreads) {
-    for (size_t i = 0; i < end - begin; ++i) {
-      finish_row(work, parked + i * stride, rows.dests()[i], channel, channels);
-    }
-    finish_copies(work, begin, end, parked, stride, channel, channels);
+    const auto plane = static_cast<uint32_t>(positions_->height * positions_->width);
+    const auto& copy_begin = positions_->copy_begin;
+    size_t copies = 0;
+    each_image(begin, end, [&](size_t, size_t from, size_t to) {
+      copies += copy_begin[to] - copy_begin[from];
+    });
+    SmallArray<epilogue::Pair, 64> pairs(count + copies);
+    epilogue::Pair* next = pairs.data();
+    for (uint32_t i = 0; i < count; ++i) *next++ = {i, rows.dests()[i]};
+    uint32_t i = 0;
+    each_image(begin, end, [&](size_t image, size_t from, size_t to) {
+      const uint32_t first = static_cast<uint32_t>(image) * plane;
+      for (size_t row = from; row < to; ++row, ++i) {
+        for (size_t at = copy_begin[row]; at < copy_begin[row + 1]; ++at) {
+          *next++ = {i, first + positions_->copies[at].dest};
+        }
+      }
+    });
+    spread({pairs.data(), count + copies, parked, stride, work.residual + channel, work.y + channel,
+            out_channels(), channels, lo_, hi_});
   } else if (activate_ != nullptr) {
-    for (size_t i = 0; i < end - begin; ++i) {
+    for (size_t i = 0; i < count; ++i) {
       activate(work.y + rows.dests()[i] * out_channels() + channel, channels);
     }
   }
@@ -64,31 +73,44 @@ void Conv::copy_rows(const Work& work, size_t begin, size_t end, size_t channel,
   const auto plane = static_cast<size_t>(positions_->height * positions_->width);
   each_image(begin, end, [&](size_t image, size_t from, size_t to) {
     const size_t first = positions_->copy_begin[from];
-    epilogue_->copy(positions_->copies.data() + first, positions_->copy_begin[to] - first,
-                    work.y + image * plane * out_channels() + channel, out_channels(), channels);
+    copy_rows(positions_->copies.data() + first, positions_->copy_begin[to] - first,
+              work.y + image * plane * out_channels() + channel, out_channels(), channels);
   });
+}
+
+// From finished rows of y to others.
+void Conv::copy_rows(const epilogue::Pair* copies, size_t count, float* y, size_t ldy,
+                     size_t channels) const {
+  epilogue_->spread({copies, count, y, ldy, nullptr, y, ldy, channels, -kInfinity, kInfinity});
 }
 
 // A task's share of the positions whose linear part is zero.
 void Conv::blank_share(const Work& work, size_t share, size_t shares, size_t channel,
                        size_t channels) const {
-  if (!positions_) return;
-  const size_t blanks = work.images * positions_->blank.size();
-  blank_rows(work, blanks * share / shares, blanks * (share + 1) / shares, channel, channels);
-}
-
-void Conv::blank_rows(const Work& work, size_t begin, size_t end, size_t channel,
-                      size_t channels) const {
+  if (!positions_ || positions_->blank.empty()) return;
   const auto plane = static_cast<size_t>(positions_->height * positions_->width);
   const size_t per_image = positions_->blank.size();
-  for (size_t i = begin; i < end; ++i) {
-    const size_t position = i / per_image * plane + positions_->blank[i % per_image];
-    const size_t at = position * out_channels() + channel;
-    if (work.residual == nullptr) {
-      std::memcpy(work.y + at, blank_row_.get() + channel, channels * sizeof(float));
-    } else {
-      finish_row(work, bias_.get() + channel, position, channel, channels);
-    }
+  const size_t begin = work.images * per_image * share / shares;
+  const size_t end = work.images * per_image * (share + 1) / shares;
+  for (size_t at = begin; at < end;) {
+    const size_t first = at % per_image;
+    const size_t count = std::min(end - at, per_image - first);
+    const size_t offset = at / per_image * plane * out_channels() + channel;
+    blank_rows(positions_->blank.data() + first, count,
+               work.residual == nullptr ? nullptr : work.residual + offset, work.y + offset,
+               out_channels(), channel, channels);
+    at += count;
+  }
+}
+
+// Channels from `channel` on, which is where residual and y begin.
+void Conv::blank_rows(const epilogue::Pair* blanks, size_t count, const float* residual, float* y,
+                      size_t ldy, size_t channel, size_t channels) const {
+  if (residual == nullptr) {
+    epilogue_->spread({blanks, count, blank_row_.get() + channel, 0, nullptr, y, ldy, channels,
+                       -kInfinity, kInfinity});
+  } else {
+    spread({blanks, count, bias_.get() + channel, 0, residual, y, ldy, channels, lo_, hi_});
   }
 }
 

@@ -13,9 +13,10 @@ namespace semisparse {
 // What each position reads, and where it goes.
 struct Gather {
   std::vector<uint32_t> from, dest;    // computed: one entry each
-  std::vector<epilogue::Pair> copies;  // from an entry's dest, in the order of the entries
+  std::vector<epilogue::Pair> copies;  // of what is there already, then from an entry's dest, in
+                                       // the order of the entries
   std::vector<uint32_t> copy_begin;    // [entries + 1]: where in copies those of an entry start
-  std::vector<uint32_t> blank;         // places whose linear part is zero
+  std::vector<epilogue::Pair> blank;   // places whose linear part is zero: row 0
 };
 
 // The same for positions some of whose taps lie outside the plane.
@@ -32,17 +33,21 @@ struct GatherPlanes {
   const float* residual;  // as y, or null
   float* y;
   size_t ldy;
+  bool fetch_y;  // y is not in the second-level cache, so its lines are fetched ahead
 };
 
 // Makes a Gather. What is added first with a given source is computed, what follows copies it.
 class Gatherer {
  public:
+  // What `place` holds before anything is computed.
+  void add_present(int64_t source, uint32_t place);
   // source: a name of what is computed, or -1 for a blank place.
   void add(int64_t source, uint32_t from, uint32_t dest);
   Gather finish();
 
  private:
   Gather gather_;
+  std::unordered_map<int64_t, uint32_t> present_;  // places by source
   std::unordered_map<int64_t, uint32_t> entries_;  // by source
   std::vector<epilogue::Pair> copies_;             // entry and dest
 };

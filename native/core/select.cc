@@ -49,10 +49,10 @@ const Entry<pool::Kernel> kPool[] = {
 };
 
 const Entry<epilogue::Kernel> kEpilogue[] = {
-#define SEMISPARSE_EPILOGUE(isa)                                                               \
-  {isa,                                                                                        \
-   {"epilogue_" #isa, epilogue::copy_##isa, epilogue::clamp_##isa, epilogue::leaky_relu_##isa, \
-    epilogue::silu_##isa, epilogue::hard_swish_##isa, epilogue::sigmoid_##isa}},
+#define SEMISPARSE_EPILOGUE(isa)                                                                \
+  {isa,                                                                                         \
+   {"epilogue_" #isa, epilogue::spread_##isa, epilogue::leaky_relu_##isa, epilogue::silu_##isa, \
+    epilogue::hard_swish_##isa, epilogue::sigmoid_##isa}},
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 };

@@ -79,7 +79,7 @@ Positions::Positions(const int32_t* source, int64_t h, int64_t w) : height(h), w
     }
     const auto position = static_cast<uint32_t>(p);
     if (q == -1) {
-      blank.push_back(position);
+      blank.push_back({0, position});
     } else if (q == p) {
       index[position] = static_cast<uint32_t>(kept.size());
       kept.push_back({position, static_cast<uint32_t>(p / w), static_cast<uint32_t>(p % w)});
@@ -114,7 +114,7 @@ void Positions::keep_read(const std::vector<uint8_t>& read) {
   kept = std::move(places);
   copies = std::move(pairs);
   copy_begin = std::move(begin);
-  const auto unread = [&](uint32_t position) { return read[position] == 0; };
+  const auto unread = [&](const epilogue::Pair& pair) { return read[pair.dest] == 0; };
   blank.erase(std::remove_if(blank.begin(), blank.end(), unread), blank.end());
 }
 

@@ -31,8 +31,8 @@ struct Positions {
   std::vector<Place> kept;             // computed positions, ascending
   std::vector<epilogue::Pair> copies;  // masked positions and what they copy, by kept index
   std::vector<uint32_t>
-      copy_begin;               // [kept + 1]: where in copies those of each kept position start
-  std::vector<uint32_t> blank;  // positions whose linear part is zero, ascending
+      copy_begin;  // [kept + 1]: where in copies those of each kept position start
+  std::vector<epilogue::Pair> blank;  // positions whose linear part is zero: row 0, ascending
 };
 
 }  // namespace semisparse

@@ -34,39 +34,46 @@ void map(float* y, size_t n, F f) {
   if (j < n) Vec::store_first(y + j, f(Vec::load_first(y + j, n - j)), n - j);
 }
 
-void copy(const Pair* pairs, size_t count, float* y, size_t ldy, size_t n) {
+// With its own copy of the arguments: a vector store may alias anything.
+template <bool kAdds>
+void spread_rows(const Spread s) {
   constexpr size_t kLanes = Vec::kLanes;
-  // The places copied to are scattered, so nothing but this fetches them in time.
+  // The places are scattered, so nothing but this fetches them in time.
   constexpr size_t kAhead = 8;
-  for (size_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) {
-      const float* soon = y + pairs[i + kAhead].dest * ldy;
-      for (size_t j = 0; j < n; j += 16) __builtin_prefetch(soon + j, 1, 3);
+  constexpr size_t kLineFloats = 16;
+  const Vec::T lo = Vec::set1(s.lo);
+  const Vec::T hi = Vec::set1(s.hi);
+  for (size_t i = 0; i < s.count; ++i) {
+    if (i + kAhead < s.count) {
+      const size_t soon = s.pairs[i + kAhead].dest * s.ldy;
+      for (size_t j = 0; j < s.n; j += kLineFloats) {
+        __builtin_prefetch(s.y + soon + j, 1, 3);
+        if (kAdds) __builtin_prefetch(s.residual + soon + j, 0, 3);
+      }
     }
-    const float* from = y + pairs[i].source * ldy;
-    float* to = y + pairs[i].dest * ldy;
+    const float* from = s.linear + s.pairs[i].source * s.ldl;
+    float* to = s.y + s.pairs[i].dest * s.ldy;
+    const float* added = kAdds ? s.residual + s.pairs[i].dest * s.ldy : nullptr;
     size_t j = 0;
-    for (; j + kLanes <= n; j += kLanes) Vec::store(to + j, Vec::load(from + j));
-    if (j < n) Vec::store_first(to + j, Vec::load_first(from + j, n - j), n - j);
+    for (; j + kLanes <= s.n; j += kLanes) {
+      Vec::T value = Vec::load(from + j);
+      if (kAdds) value = Vec::add(value, Vec::load(added + j));
+      Vec::store(to + j, Vec::clamp(value, lo, hi));
+    }
+    if (j < s.n) {
+      const size_t last = s.n - j;
+      Vec::T value = Vec::load_first(from + j, last);
+      if (kAdds) value = Vec::add(value, Vec::load_first(added + j, last));
+      Vec::store_first(to + j, Vec::clamp(value, lo, hi), last);
+    }
   }
 }
 
-void clamp(const float* bias, const float* residual, float* y, size_t n, float lo, float hi) {
-  constexpr size_t kLanes = Vec::kLanes;
-  const auto value = [&](Vec::T b, Vec::T r) {
-    return Vec::clamp(Vec::add(b, r), Vec::set1(lo), Vec::set1(hi));
-  };
-  const Vec::T zero = Vec::set1(0);
-  size_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    Vec::store(y + j, value(Vec::load(bias + j), residual ? Vec::load(residual + j) : zero));
-  }
-  if (j < n) {
-    const size_t last = n - j;
-    Vec::store_first(y + j,
-                     value(Vec::load_first(bias + j, last),
-                           residual ? Vec::load_first(residual + j, last) : zero),
-                     last);
+void spread(const Spread& s) {
+  if (s.residual != nullptr) {
+    spread_rows<true>(s);
+  } else {
+    spread_rows<false>(s);
   }
 }
 
@@ -90,17 +97,11 @@ void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
 }  // namespace
 }  // namespace semisparse::epilogue
 
-#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                                    \
-  namespace semisparse::epilogue {                                                         \
-  void copy_##isa(const Pair* pairs, size_t count, float* y, size_t ldy, size_t n) {       \
-    copy(pairs, count, y, ldy, n);                                                         \
-  }                                                                                        \
-  void clamp_##isa(const float* bias, const float* residual, float* y, size_t n, float lo, \
-                   float hi) {                                                             \
-    clamp(bias, residual, y, n, lo, hi);                                                   \
-  }                                                                                        \
-  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); }              \
-  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }                          \
-  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); }              \
-  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }                    \
+#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                       \
+  namespace semisparse::epilogue {                                            \
+  void spread_##isa(const Spread& s) { spread(s); }                           \
+  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); } \
+  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }             \
+  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); } \
+  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }       \
   }

@@ -1,4 +1,4 @@
-// Every epilogue kernel against the reference: the clamp to the bit, the activations within a
+// Every epilogue kernel against the reference: what is spread to the bit, the activations within a
 // stated error, over the whole range of floats.
 #include <algorithm>
 #include <cmath>
@@ -11,6 +11,7 @@
 #include "kernels/epilogue/reference.h"
 #include "tests/check.h"
 #include "tests/guarded.h"
+#include "tests/operands.h"
 #include "tests/usable.h"
 
 using namespace semisparse;
@@ -22,8 +23,7 @@ namespace {
 struct Listed {
   const char* isa;
   const char* name;
-  epilogue::Copy copy;
-  epilogue::Clamp clamp;
+  epilogue::SpreadFunction spread;
   epilogue::Activate leaky_relu, silu, hard_swish, sigmoid;
 };
 
@@ -31,8 +31,7 @@ const Listed kKernels[] = {
 #define SEMISPARSE_EPILOGUE(isa) \
   {#isa,                         \
    "epilogue_" #isa,             \
-   epilogue::copy_##isa,         \
-   epilogue::clamp_##isa,        \
+   epilogue::spread_##isa,       \
    epilogue::leaky_relu_##isa,   \
    epilogue::silu_##isa,         \
    epilogue::hard_swish_##isa,   \
@@ -45,47 +44,50 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kUlp = 0x1p-23;
 constexpr double kLeast = 0x1p-149;  // below it lies only zero
 
-void check_copy(const Listed& kernel, uint64_t seed) {
+void check_spread(const Listed& kernel, uint64_t seed) {
   Random random(seed);
   const size_t n = random.size(1, 80);
-  const size_t ldy = n + (random.chance(0.5) ? 0 : random.size(1, 9));
   const size_t count = random.size(0, 30);
-  test::context =
-      std::string(kernel.name) + " copy n=" + std::to_string(n) + " count=" + std::to_string(count);
-  // Sources below 10, destinations from 10 on, each once.
-  std::vector<epilogue::Pair> pairs;
-  for (size_t i = 0; i < count; ++i) {
-    pairs.push_back({static_cast<uint32_t>(random.size(0, 9)), static_cast<uint32_t>(10 + i)});
-  }
-  Guarded<float> got((10 + count - 1) * ldy + n, random);
-  Guarded<float> want(got.size(), random);
-  test::fill(got, random, false);
-  test::copy(got, want);
-  kernel.copy(pairs.data(), count, got.data(), ldy, n);
-  for (const epilogue::Pair& pair : pairs) {
-    for (size_t j = 0; j < n; ++j) want[pair.dest * ldy + j] = want[pair.source * ldy + j];
-  }
-  test::check_same(got, want);
-}
+  const bool in_place = random.chance(0.3);  // a copy of rows of y, the first ten
+  const bool add = !in_place && random.chance(0.5);
+  epilogue::Spread spread{};
+  spread.n = n;
+  spread.count = count;
+  spread.ldy = n + (random.chance(0.5) ? 0 : random.size(1, 9));
+  spread.ldl = in_place ? spread.ldy : random.chance(0.3) ? 0 : n + random.size(0, 9);
+  spread.lo = random.chance(0.5) ? -kInfinity : 0;
+  spread.hi = random.chance(0.5) ? kInfinity : 6;
+  test::context = std::string(kernel.name) + " spread n=" + std::to_string(n) +
+                  " count=" + std::to_string(count) + (add ? " residual" : "") +
+                  (in_place ? " in place" : "") + " seed=" + std::to_string(seed);
 
-void check_clamp(const Listed& kernel, uint64_t seed) {
-  Random random(seed);
-  const size_t n = random.size(1, 80);
-  test::context = std::string(kernel.name) + " clamp n=" + std::to_string(n);
-  Guarded<float> bias(n, random);
-  Guarded<float> residual(n, random);
-  Guarded<float> got(n, random);
-  Guarded<float> want(n, random);
-  test::fill(bias, random, true);
-  test::fill(residual, random, false);
-  const bool add = random.chance(0.5);
-  const float lo = random.chance(0.5) ? -kInfinity : 0;
-  const float hi = random.chance(0.5) ? kInfinity : 6;
-  kernel.clamp(bias.data(), add ? residual.data() : nullptr, got.data(), n, lo, hi);
-  for (size_t i = 0; i < n; ++i) {
-    const double sum = bias[i] + (add ? static_cast<double>(residual[i]) : 0.0);
-    want[i] = static_cast<float>(epilogue::reference_clamp(sum, lo, hi));
+  // Sources below 10, destinations from 10 on, each once and in no order.
+  std::vector<epilogue::Pair> pairs;
+  for (const uint32_t dest : test::destinations(count + 1, random)) {
+    pairs.push_back({static_cast<uint32_t>(random.size(0, 9)), 10 + dest});
   }
+  pairs.resize(count);
+  spread.pairs = pairs.data();
+  Guarded<float> linear(9 * spread.ldl + n, random);
+  Guarded<float> got((14 + 2 * count) * spread.ldy + n, random);  // the last dest may be its end
+  Guarded<float> residual(got.size(), random);
+  Guarded<float> want(got.size(), random);
+  test::fill(linear, random, false);
+  test::fill(got, random, false);
+  test::fill(residual, random, false);
+  test::copy(got, want);
+  spread.linear = in_place ? got.data() : linear.data();
+  spread.residual = add ? residual.data() : nullptr;
+  spread.y = got.data();
+  for (const epilogue::Pair& pair : pairs) {
+    for (size_t j = 0; j < n; ++j) {
+      const size_t at = pair.dest * spread.ldy + j;
+      const double sum = spread.linear[pair.source * spread.ldl + j] +
+                         (add ? static_cast<double>(residual[at]) : 0.0);
+      want[at] = static_cast<float>(epilogue::reference_clamp(sum, spread.lo, spread.hi));
+    }
+  }
+  kernel.spread(spread);
   test::check_same(got, want);
 }
 
@@ -160,8 +162,7 @@ void check_activations(const Listed& kernel) {
 
 int main() {
   test::for_each_usable(kKernels, [](const Listed& kernel) {
-    for (size_t i = 0; i < test::rounds(500); ++i) check_clamp(kernel, i);
-    for (size_t i = 0; i < test::rounds(200); ++i) check_copy(kernel, i);
+    for (size_t i = 0; i < test::rounds(700); ++i) check_spread(kernel, i);
     check_activations(kernel);
   });
 }
