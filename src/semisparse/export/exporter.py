@@ -21,6 +21,7 @@ from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
 from semisparse.export.layout import to_nhwc, transposes
 from semisparse.export.mask import layer_of, put_masks
 from semisparse.export.metadata import metadata
+from semisparse.export.unread import mask_unread
 from semisparse.export.verify import verify as verify_file
 from semisparse.files import writing
 from semisparse.layers import MaskedConv2d
@@ -147,6 +148,7 @@ def build(
     fuse(graph_model)
     if chains:
         fuse_chains(graph_model)
+    mask_unread(graph_model)
     passes.OutputFixPass()(graph_model)
     name_ends(graph_model.graph)
     passes.ClearMetadataAndDocStringPass()(graph_model)

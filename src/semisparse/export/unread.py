@@ -1,0 +1,127 @@
+"""Positions that nothing reads, masked: they would be computed for nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from semisparse import ops
+from semisparse.export.fuse import is_conv
+from semisparse.export.graph import constant, remove_unused
+from semisparse.masks import source_map
+
+Plane = NDArray[np.bool_]
+
+
+def mask_unread(model: ir.Model) -> None:
+    """Mask what no reader of a convolution's output reads, which changes no output of the model.
+
+    A masked pointwise convolution reads its computed positions only, so the convolution before it
+    needs no others; a masked 3x3 one reads them and their neighbours. What nobody reads holds the
+    bias where the convolution was dense, and else the fill that it had. The stages of a chain do
+    without it by themselves.
+    """
+    # Readers come after what they read, so this reaches backwards through any number of them.
+    for node in reversed(list(model.graph)):
+        read = read_positions(node.outputs[0]) if is_conv(node) else None
+        if read is None:
+            continue
+        sources = _sources(node)
+        needed = np.zeros(sources.shape, bool)
+        needed.flat[sources[read & (sources >= 0)]] = True
+        if not needed.any():
+            needed.flat[sources.max()] = True  # of a nearest position there has to be a source
+        if needed.sum() < _computed(node).sum():
+            _mask(model, node, needed)
+    remove_unused(model)
+
+
+def read_positions(value: ir.Value) -> Plane | None:
+    """Which positions of a value are read, `[H, W]`.
+
+    None where something else than the inputs of convolutions reads it, which may read all.
+    """
+    if value.is_graph_output() or any(not is_conv(node) or i != 0 for node, i in value.uses()):
+        return None
+    read = np.zeros(_plane(value), bool)
+    for node in value.consumers():
+        _add_reads(node, read)
+    return read
+
+
+def _add_reads(node: ir.Node, read: Plane) -> None:
+    """Mark what the computed positions of a convolution read."""
+    y, x = np.nonzero(_computed(node))
+    weights = node.inputs[1]
+    assert weights is not None
+    assert weights.const_value is not None
+    stride = node.attributes.get_ints("strides", [1, 1])
+    top, left, *_ = node.attributes.get_ints("pads", [0, 0, 0, 0])
+    dilation = node.attributes.get_ints("dilations", [1, 1])
+    for ky, kx in np.ndindex(*weights.const_value.shape.numpy()[2:]):
+        rows = y * stride[0] - top + ky * dilation[0]
+        columns = x * stride[1] - left + kx * dilation[1]
+        inside = (rows >= 0) & (rows < read.shape[0]) & (columns >= 0) & (columns < read.shape[1])
+        read[rows[inside], columns[inside]] = True
+
+
+def _sources(node: ir.Node) -> NDArray[np.int64]:
+    """The source map of a convolution, also where it is dense or its fill is the bias."""
+    fill = ops.ConvOp.parse(node.op_type).fill
+    plane = _plane(node.outputs[0])
+    own = np.arange(math.prod(plane)).reshape(plane)
+    if fill is None:
+        return own
+    given = node.inputs[3]
+    assert given is not None
+    assert given.const_value is not None
+    array = given.const_value.numpy()
+    return np.where(array != 0, own, -1) if fill == "bias" else array.astype(np.int64)
+
+
+def _computed(node: ir.Node) -> Plane:
+    sources = _sources(node)
+    computed: Plane = sources == np.arange(sources.size).reshape(sources.shape)
+    return computed
+
+
+def _mask(model: ir.Model, node: ir.Node, computed: Plane) -> None:
+    """Let a convolution compute these positions only."""
+    op = ops.ConvOp.parse(node.op_type)
+    masked = dataclasses.replace(op, fill=op.fill or "bias")
+    if masked.fill == "nearest":
+        array = source_map(torch.from_numpy(computed), "nearest").numpy()
+    else:
+        array = computed.astype(np.uint8)
+    inputs = [*node.inputs[:3], _shared(model, f"{node.name}.{masked.inputs[3]}", array)]
+    if op.residual:
+        inputs.append(node.inputs[-1])
+    node.op_type = masked.name
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+
+
+def _shared(model: ir.Model, name: str, array: NDArray[np.uint8] | NDArray[np.int32]) -> ir.Value:
+    """An initializer of these values, that of another layer if there is one."""
+    for value in model.graph.initializers.values():
+        found = value.const_value
+        if (
+            found is not None
+            and found.dtype.numpy() == array.dtype
+            and found.shape.numpy() == array.shape
+            and np.array_equal(found.numpy(), array)
+        ):
+            return value
+    return constant(model, name, array)
+
+
+def _plane(value: ir.Value) -> tuple[int, int]:
+    assert value.shape is not None
+    height, width = (size for size in value.shape[1:3] if isinstance(size, int))
+    return height, width
