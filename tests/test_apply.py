@@ -151,6 +151,36 @@ def test_the_command_masks_a_run(invoke, dense, tmp_path):
     assert Change.between(found, expected).agreement > 0.7
 
 
+def test_the_command_distils_what_masks_changed(invoke, refused, dense, tmp_path):
+    options = ["--model", dense, "--sparsity", 0.3, "--images", 120, "--draws", 1]
+    options += ["--distill-steps", 20]
+    out = tmp_path / "masked.onnx"
+    figures = json.loads(
+        invoke("apply", *options, "--distill-rate", 3e-4, "--out", out, "--json").stdout
+    )
+    distilled = figures["distilled"]
+    assert distilled["kept"]
+    assert (distilled["learned"], distilled["held_out"]) == (90, 30)
+    assert distilled["after"]["divergence"] < distilled["before"]["divergence"]
+
+    images = calibration_images("digits", 120, image_size=16)[::4]
+    session = onnxruntime.InferenceSession(out)
+    found = torch.from_numpy(session.run(None, {"input": images.numpy()})[0])
+    reference = saved.FinishedRun(dense).dense()
+    with torch.no_grad():
+        change = Change.between(found, reference(images))
+    assert change.divergence == pytest.approx(distilled["after"]["divergence"], rel=0.01)
+
+    other = tmp_path / "other.onnx"
+    text = invoke("apply", *options, "--distill-rate", 1, "--out", other).stdout
+    assert "30 of them, not learned from" in text
+    assert "--distill-rate" in text
+    assert "learning_rate is -1" in refused(
+        "apply", *options, "--distill-rate", -1, "--out", tmp_path / "third.onnx"
+    )
+    assert not (tmp_path / "third.onnx").exists()
+
+
 def test_the_command_masks_a_model_by_name_on_unlabelled_files(invoke, refused, dense, tmp_path):
     weights = tmp_path / "weights.pt"
     state = saved.FinishedRun(dense).dense().state_dict()

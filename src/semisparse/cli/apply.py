@@ -38,7 +38,10 @@ def apply(
             help="Steps of training towards the outputs without masks, on the images; none if 0.",
         ),
     ] = 0,
-    distill_rate: Annotated[float, typer.Option(help="Learning rate of these steps.")] = 1e-4,
+    distill_rate: Annotated[
+        float,
+        typer.Option(help="Learning rate of these steps; small networks take up to 5e-4."),
+    ] = 2e-5,
     as_json: options.Json = False,
     model: Annotated[
         str | None,

@@ -36,7 +36,7 @@ class Recipe:
     """
 
     steps: int
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     batch_size: int = 16
     seed: int = 0
 
@@ -47,7 +47,7 @@ class Recipe:
             )
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(
-                f"learning_rate is {self.learning_rate:g}; give a positive number, such as 1e-4."
+                f"learning_rate is {self.learning_rate:g}; give a positive number, such as 2e-5."
             )
 
 
