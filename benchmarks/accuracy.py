@@ -35,21 +35,45 @@ from semisparse.bench.work import read, work_of
 from semisparse.config import SparsityConfig
 from semisparse.export import export_onnx
 from semisparse.files import writing
+from semisparse.importance import measure
 from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
 from semisparse.training.apply import apply
 from semisparse.training.data import load
 from semisparse.training.distillation import distillation_loss
 from semisparse.training.pruning import prune
-from semisparse.training.resnet import resnet8
+from semisparse.training.resnet import SmallResNet, resnet8
 
 SIZE = 32
 BATCH = 500
 # A tenth faster to train, in bfloat16, than the default.
 LAYOUT = torch.channels_last
 CALIBRATION_IMAGES = 2000
+IMPORTANCE_IMAGES = 1000
 
 Images = tuple[Tensor, Tensor]
+
+
+def inverted_residuals(num_classes: int, input_channels: int) -> nn.Sequential:
+    """MobileNetV2 (arXiv 1801.04381) for images of 32x32: planes of 16x16 and 8x8."""
+    # semisparse.training has made torchvision importable beside a torch without CUDA.
+    from torchvision.models.mobilenetv2 import InvertedResidual
+    from torchvision.ops import Conv2dNormActivation
+
+    plan = [(32, 32, 1)] * 3 + [(32, 64, 2)] + [(64, 64, 1)] * 2
+    return nn.Sequential(
+        Conv2dNormActivation(input_channels, 32, stride=2, activation_layer=nn.ReLU6),
+        *(InvertedResidual(inputs, outputs, stride, 4) for inputs, outputs, stride in plan),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet8": resnet8,
+    "inverted-residuals": inverted_residuals,
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,7 @@ class Method:
         masks: on the dense network; None for none.
         size: height and width of the images.
         channels: share of the channels that is pruned.
+        width: of a narrower resnet8, trained as long as the dense network; 0 is that itself.
         trained: fine-tuned, or else only recalibrated on unlabelled images.
         distilled: fine-tuned towards the outputs of the dense network.
         draws: of the masks, if not fine-tuned; the one that changes the outputs least is kept.
@@ -70,6 +95,7 @@ class Method:
     masks: SparsityConfig | None = None
     size: int = SIZE
     channels: float = 0.0
+    width: int = 0
     trained: bool = True
     distilled: bool = True
     draws: int = 1
@@ -77,6 +103,17 @@ class Method:
 
 def _block_last(sparsity: float, elsewhere: float = 0.0, **changes: Any) -> SparsityConfig:
     return SparsityConfig(sparsity, per_layer={"*": elsewhere, "block-last": sparsity}, **changes)
+
+
+def _mixed(sparsity: float, strided: float) -> SparsityConfig:
+    """Blocks where the planes are largest, single positions where a layer is computed directly."""
+    return SparsityConfig(
+        sparsity,
+        only=["layer1.*"],
+        per_layer={"layer[23].0.conv1": strided},
+        block="auto",
+        importance=1,
+    )
 
 
 # Those of docs/training.md.
@@ -87,6 +124,14 @@ LABELS_ONLY = {
         for sparsity in (0.1, 0.2, 0.3)
         for fill in ("bias", "nearest")
     },
+}
+# Those of the inverted residuals in docs/accuracy.md.
+SINGLE_POSITIONS = {
+    "block-last 0.75": Method("block-last", _block_last(0.75)),
+    "resolution 26": Method("resolution", size=26),
+    "uniform 0.5": Method("uniform", SparsityConfig(0.5)),
+    "resolution 24": Method("resolution", size=24),
+    "resolution 22": Method("resolution", size=22),
 }
 METHODS = {
     "dense": Method("dense"),
@@ -101,6 +146,20 @@ METHODS = {
         "untrained", _block_last(0.34), trained=False, draws=8
     ),
     "dense, untrained": Method("untrained", trained=False),
+    "uniform 0.2, untrained, importance": Method(
+        "untrained", SparsityConfig(0.2, importance=1), trained=False
+    ),
+    "block-last 0.34, untrained, importance": Method(
+        "untrained", _block_last(0.34, importance=1), trained=False
+    ),
+    "block-last 0.34, untrained, importance, 8 draws": Method(
+        "untrained", _block_last(0.34, importance=1), trained=False, draws=8
+    ),
+    "mixed 0.3": Method("mixed", _mixed(0.3, 0.25)),
+    "resolution 24": Method("resolution", size=24),
+    "resolution 20": Method("resolution", size=20),
+    "narrow 10": Method("narrow", width=10),
+    "narrow 8": Method("narrow", width=8),
     "paper 0.5": Method("paper", SparsityConfig.paper(0.5), distilled=False),
     "block-last 0.75, others 0.15": Method("block-last", _block_last(0.75, 0.15)),
     "resolution 23": Method("resolution", size=23),
@@ -108,14 +167,16 @@ METHODS = {
     "uniform 0.5, blocks": Method("blocks", SparsityConfig(0.5, block="auto")),
     "channels 0.3": Method("channels", channels=0.3),
     **LABELS_ONLY,
+    **SINGLE_POSITIONS,
 }
-DEFAULT = [name for name in METHODS if name not in LABELS_ONLY]
+DEFAULT = [name for name in METHODS if name not in {*LABELS_ONLY, *SINGLE_POSITIONS}]
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", default="resnet8", choices=MODELS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only time")
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS, metavar="NAME")
     parser.add_argument("--images", type=int, default=54000, help="for fine-tuning; of 54000")
@@ -165,13 +226,15 @@ def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     full, classes = (part[: options.images] for part in _data(options, "train"))
     # Always of the full images: the dense network is at hand wherever a smaller one is made of it.
     targets = _outputs(model, full) if method.distilled and method.trained else None
+    if method.width:
+        model = _dense(options, seed, method.width)
     images = _resized(full, method.size)
     if method.channels:
         prune(model, images[:1], method.channels)
     model.to(memory_format=LAYOUT)
     if method.trained:
         steps = max(1, options.epochs * (len(images) // 64))
-        sparsifier = _masked(model, images[:1], method, seed, steps)
+        sparsifier = _masked(model, images, method, seed, steps)
         rate = options.learning_rate
         _train(model, (images, classes), options.epochs, rate, 64, seed, sparsifier, targets)
         if sparsifier is not None:
@@ -185,18 +248,24 @@ def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 
 def _masked(
-    model: nn.Module, example: Tensor, method: Method, seed: int, steps: int
+    model: nn.Module, images: Tensor, method: Method, seed: int, steps: int
 ) -> Sparsifier | None:
     if method.masks is None:
         return None
-    return Sparsifier(model, example, replace(method.masks, seed=seed), steps)
+    config = replace(method.masks, seed=seed)
+    importance = measure(model, images[:IMPORTANCE_IMAGES]) if config.importance else None
+    return Sparsifier(model, images[:1], config, steps, importance)
 
 
-def _dense(options: argparse.Namespace, seed: int) -> nn.Module:
-    """The trained dense network of a seed."""
-    path = options.out / f"dense-{seed}.pt"
+def _create(architecture: str, width: int) -> nn.Module:
+    return SmallResNet(1, 10, 1, width) if width else MODELS[architecture](10, 1)
+
+
+def _dense(options: argparse.Namespace, seed: int, width: int = 0) -> nn.Module:
+    """The trained dense network of a seed, or the narrower one."""
+    path = options.out / (f"narrow-{width}-{seed}.pt" if width else f"dense-{seed}.pt")
     torch.manual_seed(seed)
-    model: nn.Module = resnet8(10, 1).to(memory_format=LAYOUT)
+    model = _create(options.model, width).to(memory_format=LAYOUT)
     if not path.exists():
         _train(model, _data(options, "train"), options.dense_epochs, 0.2, 128, seed)
         with writing(path) as draft:
@@ -293,7 +362,7 @@ def _latencies(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name in options.methods:
         path, stock = folder / f"{name}.onnx", folder / f"{name}, stock.onnx"
         if not path.exists():
-            _export(METHODS[name], path, stock)
+            _export(options.model, METHODS[name], path, stock)
         size = METHODS[name].size
         image = torch.zeros(1, 1, size, size).numpy()
         calls[name] = runner(InferenceSession(path, sess_options=session_options(1)), image)
@@ -320,9 +389,9 @@ def _latencies(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _export(method: Method, path: Path, stock: Path) -> None:
+def _export(architecture: str, method: Method, path: Path, stock: Path) -> None:
     torch.manual_seed(0)
-    model = resnet8(10, 1).eval()
+    model = _create(architecture, method.width).eval()
     example = torch.randn(1, 1, method.size, method.size)
     if method.channels:
         prune(model, example, method.channels)
@@ -332,7 +401,9 @@ def _export(method: Method, path: Path, stock: Path) -> None:
     else:
         with warnings.catch_warnings(), writing(stock) as draft:
             warnings.simplefilter("ignore")
-            torch.onnx.export(model, (example,), draft, dynamo=True, verbose=False)
+            torch.onnx.export(
+                model, (example,), draft, dynamo=True, verbose=False, external_data=False
+            )
     export_onnx(model, example, path)
 
 
