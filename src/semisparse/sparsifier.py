@@ -304,8 +304,8 @@ class Sparsifier:
         if self.importance is None:
             raise ConfigError(
                 f"the configuration has importance {self.config.importance:g}, but how much the "
-                "positions matter is not known here; set it to 0, or pass what "
-                "semisparse.importance.measure(model, images) returns."
+                "positions matter is not known here; set it to 0, mask with semisparse train or "
+                "apply, or pass what semisparse.importance.measure(model, images) returns."
             )
         weights = self.importance.get((height, width), torch.ones_like(score))
         return weigh(score, weights, self.config.importance)

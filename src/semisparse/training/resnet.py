@@ -9,22 +9,22 @@ from typing_extensions import override
 
 
 class SmallResNet(nn.Module):
-    """Three stages of basic blocks with 16, 32 and 64 channels (He et al. 2016, section 4.2).
+    """Three stages of basic blocks with 16, 32 and 64 channels (He et al. 2016, section 4.2), or
+    another width and two and four times as many.
 
     Takes `[N, input_channels, H, W]` and returns logits `[N, num_classes]`. Shortcuts between
     stages are 1x1 convolutions, so the depth is `6 * blocks + 2`.
     """
 
-    def __init__(self, blocks: int, num_classes: int, input_channels: int) -> None:
+    def __init__(self, blocks: int, num_classes: int, input_channels: int, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(input_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
+        first = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU())
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(4 * width, num_classes)
 
     @override
     def forward(self, x: torch.Tensor) -> torch.Tensor:
