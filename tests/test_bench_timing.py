@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semisparse.bench.timing import Quartiles, Timing, interleave, wait_until_idle
+from semisparse.bench.timing import Quartiles, Timing, interleave, latency_clock, wait_until_idle
 
 
 class Machine:
@@ -167,3 +167,11 @@ def test_quartiles_are_ordered_and_the_middle_one_is_the_median(values: list[flo
     quartiles = Quartiles.of(values)
     assert min(values) <= quartiles.low <= quartiles.median <= quartiles.high <= max(values)
     assert quartiles.median == pytest.approx(statistics.median(values))
+
+
+def test_the_own_time_of_one_thread_has_no_waiting_in_it():
+    for threads, waits in ((1, False), (2, True)):
+        clock = latency_clock(threads)
+        start = clock()
+        time.sleep(0.05)
+        assert (clock() - start >= 0.05) == waits

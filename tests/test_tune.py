@@ -420,6 +420,7 @@ def test_latencies_are_measured_without_torch(exported, tmp_path):
     out = tmp_path / "latencies.json"
     code = f"""
 import sys
+from semisparse.cli import app
 app(["tune", {str(exported)!r}, "--measure-only", "--rounds", "4", "--sparsities", "0.5",
      "--out", {str(out)!r}], standalone_mode=False)
 print([name for name in ("torch", "scipy", "torchvision") if name in sys.modules])

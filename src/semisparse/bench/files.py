@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from semisparse.bench.peers.onnxruntime import runner, session_options
-from semisparse.bench.timing import Timing, interleave
+from semisparse.bench.timing import Timing, interleave, latency_clock
 from semisparse.feeds import random_feeds
 from semisparse.runtime import InferenceSession
 
@@ -27,4 +27,4 @@ def time_files(
         session = InferenceSession(path, sess_options=session_options(threads))
         (image,) = random_feeds(session, seed=0).values()
         candidates[name] = runner(session, image)
-    return interleave(candidates, rounds, progress=progress)
+    return interleave(candidates, rounds, progress=progress, clock=latency_clock(threads))

@@ -76,6 +76,15 @@ class Timing:
         return min(names, key=lambda name: self.latency(name).median)
 
 
+def latency_clock(threads: int) -> Callable[[], float]:
+    """What to time calls of an engine by that computes on so many threads.
+
+    The own time of one thread is its latency on a free core, whatever else the machine does. What
+    several threads wait for one another shows on the wall's clock only.
+    """
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
 def wait_until_idle(
     limit: float = 1.0,
     *,
@@ -125,7 +134,7 @@ def interleave(
         min_seconds: length of a sample, at least.
         seed: of the random orders.
         progress: called with (samples taken, samples in all).
-        clock: seconds of wall time.
+        clock: seconds, of wall time or by `latency_clock`.
         cpu_clock: seconds of CPU time of the process.
         settle: called before each sample; False if the machine did not come to rest.
 
