@@ -15,8 +15,8 @@ constexpr size_t kCopiedFloats = 8192;
 
 void Conv::igemm_task(const Work& work, size_t task) const {
   const size_t slice = task % work.row_tasks;
-  const size_t begin = std::min(work.rows, slice * work.rows_per_task);
-  const size_t end = std::min(work.rows, begin + work.rows_per_task);
+  const size_t begin = work.first_row(slice);
+  const size_t end = work.first_row(slice + 1);
   if (work.by_panel) {
     const Panel& panel = panels_[task / work.row_tasks];
     igemm_panel(work, begin, end, panel);
@@ -25,8 +25,7 @@ void Conv::igemm_task(const Work& work, size_t task) const {
     return;
   }
   const bool copies = positions_ && !positions_->copies.empty();
-  const size_t step =
-      copies ? ceil_div(kCopiedFloats, out_channels() * mr_) * mr_ : work.rows_per_task;
+  const size_t step = copies ? ceil_div(kCopiedFloats, out_channels() * mr_) * mr_ : end - begin;
   for (size_t from = begin; from < end; from += step) {
     const size_t to = std::min(end, from + step);
     igemm_tiles(work, from, to, 0, panels_.size());
@@ -146,8 +145,8 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
   // strip touches an edge, it is better to look at no strip's edges: 14x14 with 384 channels 27 to
   // 23 us, 7x7 with 960 channels 18 to 14 us.
   const bool splits = work.geometry.out_width > static_cast<int64_t>(kStrip);
-  const size_t begin = std::min(work.rows, task * work.rows_per_task);
-  const size_t end = std::min(work.rows, begin + work.rows_per_task);
+  const size_t begin = work.first_row(task);
+  const size_t end = work.first_row(task + 1);
   Rows rows(work.geometry, kStrip);
   const Buffer parked = make_buffer(work.spreads ? kStrip * out_channels() : 0);
   const auto infinity = std::numeric_limits<float>::infinity();

@@ -19,8 +19,11 @@ struct Conv::Work {
   bool spreads;        // linear parts go to several places, each with a residual of its own
   bool by_panel;       // a task is one panel's rows; else all panels of its rows
   size_t block_depth;  // of a panel, what stays in the cache over all rows
-  size_t rows_per_task, row_tasks, tasks;
+  size_t tiles;        // of the rows
+  size_t row_tasks, tasks;
 
+  // Of the rows of a task, which are whole tiles.
+  size_t first_row(size_t row_task) const { return rows * (tiles * row_task / row_tasks) / tiles; }
   size_t taps() const { return geometry.taps.size(); }
 };
 
