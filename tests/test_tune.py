@@ -451,3 +451,14 @@ def test_what_cannot_be_tuned_is_one_error(refused, dense, exported, tmp_path):
     assert "--weights" in refused("tune", "semisparse/resnet8", "--data", "digits", *out, *fast)
     assert "is a folder" in refused("tune", dense, *fast, "--out", tmp_path)
     assert not (tmp_path / "sparsity.json").exists()
+
+
+def test_samples_that_were_interrupted_do_not_count():
+    quiet = np.random.default_rng(0).normal(100e-6, 2e-6, 40)
+    busy = quiet.copy()
+    busy[::2] += 4e-3
+    for samples in (quiet, busy):
+        mean, error = latency._undisturbed(samples)
+        assert mean == pytest.approx(98e-6, abs=3e-6)
+        assert 0 < error < 2e-6
+    assert latency._undisturbed(np.full(4, 5e-6)) == (5e-6, pytest.approx(0.5e-6))
