@@ -49,7 +49,7 @@ BATCH = 500
 # A tenth faster to train, in bfloat16, than the default.
 LAYOUT = torch.channels_last
 CALIBRATION_IMAGES = 2000
-IMPORTANCE_IMAGES = 1000
+IMPORTANCE_IMAGES = 500
 
 Images = tuple[Tensor, Tensor]
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "semisparse"
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
     (
-        "errors, files config blocks, masks blue_noise schedules selection trace importance, rules, layers, "
+        "errors, files config blocks, masks blue_noise schedules selection trace, rules importance, layers, "
         "sparsifier, ops, export, training, tune"
     ),
     "errors, files, runtime, native feeds, check doctor, bench, report, tune",

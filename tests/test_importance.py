@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from semisparse import importance as importance_module
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
 from semisparse.importance import measure, weigh
@@ -124,6 +125,17 @@ def test_small_changes_diverge_as_much() -> None:
                     moved += Change.between(model(image), reference).divergence / 4
                     hook.remove()
             assert moved == pytest.approx(float(importance[i, j]), rel=0.02)
+
+
+def test_larger_planes_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, images = Large(), torch.randn(2, 1, 40, 24)
+    (found,) = measure(model, images).values()
+    monkeypatch.setattr(importance_module, "_PARTS", 100)
+    (single,) = measure(model, images).values()
+    assert len(single.unique()) > 900
+    parts = nn.functional.avg_pool2d(single[None], (5, 3))
+    torch.testing.assert_close(found, parts[0].repeat_interleave(5, 0).repeat_interleave(3, 1))
 
 
 def test_measuring_leaves_no_trace_and_repeats_itself() -> None:
@@ -343,7 +355,7 @@ def test_a_run_is_masked_by_its_own_importance(invoke, refused, dense, train_unt
     out = tmp_path / "masked"
     invoke("train", "--model", dense, *options, "--out", out)
     model = saved.FinishedRun(dense).dense()
-    images = calibration_images("digits", 1000, image_size=16)
+    images = calibration_images("digits", 500, image_size=16)
     importance = measure(model, images)
     config = SparsityConfig(0.5, importance=1.0)
     expected = Sparsifier(model, images[:1], config, 1, importance)

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from semisparse.errors import MaskError, ModelError
+from semisparse.masks import propagate
 
 # Maps of importance by the (height, width) of the plane that they are over.
 Importance = Mapping[tuple[int, int], Tensor]
 
+# A side of a plane is measured in as many parts. Single positions are lost in the noise of a few
+# hundred images: ResNet8 on Fashion-MNIST, all at 0.2, untouched, diverges by 0.14 nats without
+# importance, 0.14 by single positions of 1,000 images and 0.095 by 8x8 parts, of 150 images too;
+# another such network by 0.17, 0.09 and 0.09.
+_PARTS = 8
 # Of the mean. Positions that do not matter at all are still masked evenly.
 _LEAST = 1e-3
 
@@ -28,7 +34,8 @@ def measure(
 
     nats, in which no label has a part. This is averaged over the images, and for ``"nearest"``
     over the up to four neighbours whose value the position may get; then it is summed over the
-    convolutions on planes of one size, whose masks are aligned.
+    convolutions on planes of one size, whose masks are aligned, and averaged over each of 8x8
+    parts of the plane.
 
     The middle matrix is that of the covariance of ``v = sqrt(p) * s - p * (sqrt(p) . s)`` for
     random signs ``s``, so each image takes one backward pass, from ``v``, and the result is an
@@ -86,6 +93,7 @@ def measure(
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
+    found = {plane: _in_parts(values) for plane, values in found.items()}
     check_importance(found)
     return found
 
@@ -156,6 +164,12 @@ def _to_neighbours(gradient: Tensor, linear: Tensor) -> Tensor:
         total += inside * _squared(gradient, linear.roll(step, dim) - linear)
         count += inside
     return total / count.clamp(min=1)
+
+
+def _in_parts(values: Tensor) -> Tensor:
+    height, width = values.shape
+    parts = propagate(values, min(height, _PARTS), min(width, _PARTS))
+    return propagate(parts, height, width)
 
 
 def _squared(gradient: Tensor, change: Tensor) -> Tensor:

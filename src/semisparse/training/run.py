@@ -49,7 +49,7 @@ from semisparse.training.pruning import prune
 from semisparse.training.settings import TrainSettings
 
 _TAYLOR_IMAGES = 512
-_IMPORTANCE_IMAGES = 1000
+_IMPORTANCE_IMAGES = 500
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
