@@ -98,9 +98,12 @@ def _mask(model: ir.Model, node: ir.Node, computed: Plane) -> None:
         array = source_map(torch.from_numpy(computed), "nearest").numpy()
     else:
         array = computed.astype(np.uint8)
-    inputs = [*node.inputs[:3], _shared(model, f"{node.name}.{masked.inputs[3]}", array)]
-    if op.residual:
-        inputs.append(node.inputs[-1])
+    residual = [node.inputs[-1]] if op.residual else []
+    own = node.inputs[3] if op.fill is not None else None
+    if own is not None and own.name is not None and len(own.uses()) == 1:
+        del model.graph.initializers[own.name]  # which leaves its name to the new one
+    name = f"{node.name}.{masked.inputs[3]}"
+    inputs = [*node.inputs[:3], _shared(model, name, array), *residual]
     node.op_type = masked.name
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
