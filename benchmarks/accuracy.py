@@ -130,7 +130,6 @@ SINGLE_POSITIONS = {
     "block-last 0.75": Method("block-last", _block_last(0.75)),
     "resolution 26": Method("resolution", size=26),
     "uniform 0.5": Method("uniform", SparsityConfig(0.5)),
-    "resolution 24": Method("resolution", size=24),
     "resolution 22": Method("resolution", size=22),
 }
 METHODS = {
@@ -472,7 +471,7 @@ def _chart(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for kind in dict.fromkeys(METHODS[row["name"]].kind for row in rows):
-        points = [row for row in rows if METHODS[row["name"]].kind == kind]
+        points = sorted((r for r in rows if METHODS[r["name"]].kind == kind), key=_latency)
         accuracies = [list(row["accuracies"].values()) for row in points]
         axes.errorbar(
             [_latency(row) for row in points],
