@@ -48,7 +48,7 @@ def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*args: object) -> Result:
-    return CliRunner().invoke(app, ["bench", *map(str, args)])
+    return CliRunner().invoke(app, ["bench", *map(str, args)], env={"COLUMNS": "200"})
 
 
 def peer(name: str, output: Callable[[Model], Floats], package: str = "numpy") -> Peer:

@@ -72,10 +72,14 @@ def test_work_is_that_of_the_computed_positions(model: Model) -> None:
     dense, bias, nearest = (variant.work for variant in model.variants)
     assert model.work.flops == dense.flops == torch_flops
     assert bias.dense().flops == torch_flops
-    assert bias.layers == nearest.layers
-    for layer in bias.layers:
-        expected = 0.25 if layer.plane != (1, 1) else 0.0
-        assert layer.sparsity == pytest.approx(expected, abs=0.5 / layer.positions)
+    assert [layer.name for layer in bias.layers] == [layer.name for layer in nearest.layers]
+    for layer in (*bias.layers, *nearest.layers):
+        if layer.plane == (1, 1):
+            assert layer.sparsity == 0
+        else:  # where nothing reads a position, it is not computed either
+            half = 0.5 / layer.positions
+            assert 0.25 - half <= layer.sparsity <= 0.35 + half
+    assert bias.flops <= nearest.flops < 0.8 * dense.flops
     assert {layer.name for layer in model.work.layers} == {layer.name for layer in bias.layers}
 
 
@@ -134,7 +138,9 @@ def test_a_chain_is_as_much_work_as_its_layers(blocks: Model) -> None:
     assert dense.flops == blocks.work.flops
     assert [layer.plane for layer in fused.layers] == [(15, 15), (15, 15), (8, 8), (8, 8), (1, 1)]
     for one, other in zip(fused.layers, separate.layers, strict=True):
-        assert dataclasses.replace(one, node=other.node) == other
+        # The exporter masks what nothing reads; chains leave it out by themselves.
+        assert other.computed <= one.computed
+        assert dataclasses.replace(one, node=other.node, computed=other.computed) == other
     assert fused.dense().flops == dense.flops
 
 
@@ -183,7 +189,7 @@ def test_every_fill_is_timed_in_every_block(cache: Path) -> None:
     dense, single, squares = blocked.variants
     assert difference(squares.expected, single.expected) > 1e-3
     assert difference(run_stock(squares.path, blocked.x), squares.expected) < 1e-5
-    assert single.work.flops == pytest.approx(squares.work.flops, rel=0.02)
+    assert single.work.flops == pytest.approx(squares.work.flops, rel=0.1)
     assert squares.work.flops < dense.work.flops
 
 

@@ -415,6 +415,6 @@ def test_apply_and_tune_take_it_too(invoke, dense, tmp_path):
     assert figures["before"]["divergence"] == pytest.approx(divergence, rel=1e-3)
 
     out = tmp_path / "tuned.json"
-    goal = ["--target-speedup", 1.005, "--importance", 0.5, "--images", 60]
+    goal = ["--max-drop", 60, "--importance", 0.5, "--images", 60]
     invoke("tune", dense, *goal, "--rounds", 4, "--sparsities", "0.4,0.6", "--out", out)
     assert SparsityConfig.from_json(out.read_text()).importance == 0.5
