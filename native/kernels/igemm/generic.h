@@ -90,7 +90,7 @@ inline void step(Vec::T (&acc)[M][NV], typename Tail::T (&tail)[M], const float*
   for (size_t i = 0; i < M; ++i) {
     const Vec::T a = Vec::set1(row[i][c]);
 #pragma GCC unroll 8
-    for (size_t v = 0; v < NV; ++v) acc[i][v] = Vec::fma(b[v], a, acc[i][v]);
+    for (size_t v = 0; v < NV; ++v) Vec::accumulate(acc[i][v], b[v], a);
     tail[i] = Tail::fma(b_tail, Tail::set1(row[i][c]), tail[i]);
   }
 }

@@ -43,6 +43,7 @@ struct Vec {
   static T fma(T a, T b, T c) {
     return map([&](int i) { return a.f[i] * b.f[i] + c.f[i]; });
   }
+  static void accumulate(T& acc, T a, T b) { acc = fma(a, b, acc); }
   // The comparisons are turned so that a NaN in v comes through.
   static T clamp(T v, T lo, T hi) {
     return map([&](int i) {

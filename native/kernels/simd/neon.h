@@ -29,6 +29,7 @@ struct Vec {
   static T mul(T a, T b) { return vmulq_f32(a, b); }
   static T div(T a, T b) { return vdivq_f32(a, b); }
   static T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
+  static void accumulate(T& acc, T a, T b) { acc = fma(a, b, acc); }
   // c + a * b[K]: one instruction that needs no broadcast of b.
   template <int K>
   static T fma_lane(T a, T b, T c) {
