@@ -46,6 +46,13 @@ inline void finish_vector(const Output& out, typename V::T value, size_t at, boo
   }
 }
 
+// What a finish needs is read anew for each block. Computed ahead of the loop over blocks, the
+// limits and the mask of the last vector would take registers, of 16, from the products in between.
+inline Output read_anew(const Output* out) {
+  asm("" : "+r"(out));
+  return *out;
+}
+
 template <size_t M, size_t NV, typename Tail, bool kWhole>
 void finish(const Output& out, const uint32_t* dests, const Vec::T (&acc)[M][NV],
             const typename Tail::T (&tail)[M]) {
@@ -210,9 +217,9 @@ void blocks(const Tile& tile, size_t first, size_t index, size_t count) {
         Tail::store(park + NV * kLanes, tail[i]);
       }
     } else if (out.n == kPanel) {
-      finish<M, NV, Tail, true>(out, dests, acc, tail);
+      finish<M, NV, Tail, true>(read_anew(&out), dests, acc, tail);
     } else {
-      finish<M, NV, Tail, false>(out, dests, acc, tail);
+      finish<M, NV, Tail, false>(read_anew(&out), dests, acc, tail);
     }
   }
 }
