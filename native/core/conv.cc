@@ -171,6 +171,23 @@ void Conv::divide_channels(Isa isa) {
   }
 }
 
+// As many as fit in half of the second-level cache together: where one panel alone fills that,
+// finding its rows is nothing beside multiplying them.
+size_t Conv::panel_groups() const {
+  const size_t most = kWidestPanel / panels_.front().kernel->nr;
+  const size_t bytes = packed_floats_ / panels_.size() * sizeof(float);
+  return ceil_div(panels_.size(), std::clamp<size_t>(l2_cache_bytes() / 2 / bytes, 1, most));
+}
+
+Conv::PanelGroup Conv::panel_group(size_t index) const {
+  const size_t groups = panel_groups();
+  PanelGroup group{panels_.size() * index / groups, panels_.size() * (index + 1) / groups, 0, 0};
+  group.channel = panels_[group.begin].first;
+  const Panel& last = panels_[group.end - 1];
+  group.channels = last.first + last.count - group.channel;
+  return group;
+}
+
 void Conv::pack_panels(const float* weights) const {
   std::call_once(packed_, [&] {
     Buffer packed = make_buffer(packed_floats_);

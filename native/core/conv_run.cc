@@ -14,7 +14,7 @@ namespace {
 // (about one) costs little and the last task of a layer leaves the others idle only briefly.
 constexpr size_t kTaskFlops = size_t{4} << 20;
 constexpr size_t kSmallestTaskFlops = size_t{256} << 10;
-// Every task streams its panel from beyond the cache once, which enough rows must pay for.
+// Every task streams its group from beyond the cache once, which enough rows must pay for.
 constexpr size_t kRowsPerStream = 96;
 
 }  // namespace
@@ -171,12 +171,13 @@ void Conv::recompute(const Work& work, const Winograd::Done& done) const {
 void Conv::divide(Work& work) const {
   const size_t depth = work.taps() * work.channels;  // K of one group
   const size_t weight_bytes = depth * out_channels() * sizeof(float);
+  const size_t groups = dwconv_ != nullptr ? 1 : panel_groups();
   // Weights that stay in the second-level cache beside the rows are best met once per row, so that
-  // each row is read once; larger ones panel by panel, so that a panel stays there over all rows.
-  work.by_panel = dwconv_ == nullptr && panels_.size() > 1 && weight_bytes > l2_cache_bytes() / 4;
-  const size_t columns = work.by_panel ? ceil_div(out_channels(), panels_.size()) : out_channels();
+  // each row is read once; larger ones group by group, so that a group stays there over all rows.
+  work.by_group = groups > 1 && weight_bytes > l2_cache_bytes() / 4;
+  const size_t columns = work.by_group ? ceil_div(out_channels(), groups) : out_channels();
   const size_t row_flops = 2 * (dwconv_ != nullptr ? work.taps() : depth) * columns;
-  const size_t flops = work.rows * row_flops * (work.by_panel ? panels_.size() : 1);
+  const size_t flops = work.rows * row_flops * (work.by_group ? groups : 1);
   const size_t target =
       std::max(kSmallestTaskFlops, std::min(kTaskFlops, ceil_div(flops, kTasksWanted)));
   work.tiles = std::max<size_t>(1, ceil_div(work.rows, std::max<size_t>(1, mr_)));
@@ -184,12 +185,12 @@ void Conv::divide(Work& work) const {
   // of two threads without work for an eighth of the layer.
   work.row_tasks = std::min(ceil_div(work.rows * row_flops, target), work.tiles);
   work.block_depth = depth;
-  if (work.by_panel && depth * columns * sizeof(float) > l2_cache_bytes() / 2) {
+  if (work.by_group && depth * columns * sizeof(float) > l2_cache_bytes() / 2) {
     work.block_depth = std::max<size_t>(1, l2_cache_bytes() / 4 / (columns * sizeof(float)));
     work.row_tasks = std::min(work.row_tasks, ceil_div(work.rows, kRowsPerStream));
   }
   work.row_tasks = std::max<size_t>(1, work.row_tasks);
-  work.tasks = work.row_tasks * (work.by_panel ? panels_.size() : 1);
+  work.tasks = work.row_tasks * (work.by_group ? groups : 1);
 }
 
 }  // namespace semisparse

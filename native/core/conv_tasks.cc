@@ -17,11 +17,11 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   const size_t slice = task % work.row_tasks;
   const size_t begin = work.first_row(slice);
   const size_t end = work.first_row(slice + 1);
-  if (work.by_panel) {
-    const Panel& panel = panels_[task / work.row_tasks];
-    igemm_panel(work, begin, end, panel);
-    copy_rows(work, begin, end, panel.first, panel.count);
-    blank_share(work, slice, work.row_tasks, panel.first, panel.count);
+  if (work.by_group) {
+    const PanelGroup group = panel_group(task / work.row_tasks);
+    igemm_group(work, begin, end, group);
+    copy_rows(work, begin, end, group.channel, group.channels);
+    blank_share(work, slice, work.row_tasks, group.channel, group.channels);
     return;
   }
   const bool copies = positions_ && !positions_->copies.empty();
@@ -80,14 +80,13 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
   }
 }
 
-// One panel's rows. Where the panel is larger than the cache, a block of it that fits is used for
-// all the rows before the next one is touched, and the accumulators wait in between; so the weights
-// come from memory once. The next block, or the next panel, is fetched meanwhile. On a 7x7 plane
-// with 512 channels: 2.42 ms in ONNX Runtime, 2.22 ms with blocks alone, 2.10 ms with the fetching
-// (EPYC, Zen 4, weights from memory as in the whole network; blocks of an eighth of the cache
-// gave 2.32 ms).
-void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& panel) const {
-  const size_t nr = panel.kernel->nr;
+// The rows of one group of panels. Where its weights are larger than the cache, a block of them
+// that fits is used for all the rows before the next one is touched, and the accumulators wait in
+// between; so the weights come from memory once. The next block, or the next group, is fetched
+// meanwhile. On a 7x7 plane with 512 channels: 2.42 ms in ONNX Runtime, 2.22 ms with blocks alone,
+// 2.10 ms with the fetching (EPYC, Zen 4, weights from memory as in the whole network; blocks of an
+// eighth of the cache gave 2.32 ms).
+void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGroup& group) const {
   Rows rows(work.geometry, tiles_per_call() * mr_);
   // Whole taps, or parts of one where there is only one.
   const size_t taps_step =
@@ -95,7 +94,8 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
   const size_t channels_step =
       work.taps() == 1 ? std::min(work.block_depth, work.channels) : work.channels;
   const bool parks = taps_step < work.taps() || channels_step < work.channels;
-  const Buffer parked = make_buffer(parks || work.spreads ? (end - begin) * nr : 0);
+  Buffer parked;
+  if (parks || work.spreads) parked = make_buffer((end - begin) * kWidestPanel);
   const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t tap = 0; tap < work.taps(); tap += taps_step) {
     for (size_t channel = 0; channel < work.channels; channel += channels_step) {
@@ -103,18 +103,11 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
       const bool last = tap + taps_step >= work.taps() && channel + channels_step >= work.channels;
       const size_t taps = std::min(taps_step, work.taps() - tap);
       const size_t channels = std::min(channels_step, work.channels - channel);
-      const size_t block = taps * channels * nr;
-      const float* weights = weights_.get() + panel.weights + (tap * work.channels + channel) * nr;
-      // Spread over all rows: so many lines every four channels.
       const size_t turns = taps * (channels / 4);
-      const size_t lines =
-          ceil_div(block / kLineFloats, std::max<size_t>(1, calls.tiles() * turns));
       for (size_t i = 0; i < calls.size(); ++i) {
         const size_t from = begin + calls.first_row(i);
         const size_t to = begin + calls.first_row(i + 1);
-        float* park = parked.get() + (from - begin) * nr;
         igemm::Tile tile = tile_of(work, rows, from, to - from);
-        set_panel(tile, work, panel);
         if (tile.offsets != nullptr) {
           tile.offsets += tap;
         } else {
@@ -122,17 +115,31 @@ void Conv::igemm_panel(const Work& work, size_t begin, size_t end, const Panel& 
         }
         tile.taps = taps;
         tile.channels = channels;
-        tile.row_offset += channel;
-        tile.weights = weights;
-        tile.prefetch = weights + block + calls.first_tile(i) * turns * lines * kLineFloats;
-        tile.prefetch_lines = lines;
-        if (!first) {
-          tile.init = park;
-          tile.init_stride = nr;
+        size_t parked_before = 0;
+        for (size_t j = group.begin; j < group.end; ++j) {
+          const Panel& panel = panels_[j];
+          const size_t nr = panel.kernel->nr;
+          const size_t block = taps * channels * nr;
+          set_panel(tile, work, panel);
+          tile.row_offset += channel;
+          tile.weights += (tap * work.channels + channel) * nr;
+          // Spread over all rows: so many lines every four channels.
+          tile.prefetch_lines =
+              ceil_div(block / kLineFloats, std::max<size_t>(1, calls.tiles() * turns));
+          const size_t next = std::min(j + group.end - group.begin, panels_.size() - 1);
+          tile.prefetch = last ? weights_.get() + panels_[next].weights : tile.weights + block;
+          tile.prefetch += calls.first_tile(i) * turns * tile.prefetch_lines * kLineFloats;
+          float* park =
+              parked == nullptr ? nullptr : parked.get() + parked_before + (from - begin) * nr;
+          if (!first) {
+            tile.init = park;
+            tile.init_stride = nr;
+          }
+          tile.park = !last || work.spreads ? park : nullptr;
+          panel.kernel->run(tile);
+          if (last) finish_rows(work, rows, from, to, park, nr, panel.first, panel.count);
+          parked_before += (end - begin) * nr;
         }
-        if (!last || work.spreads) tile.park = park;
-        panel.kernel->run(tile);
-        if (last) finish_rows(work, rows, from, to, park, nr, panel.first, panel.count);
       }
     }
   }

@@ -17,8 +17,8 @@ struct Conv::Work {
   size_t images, rows;
   bool streams;        // the output does not stay in the cache, so its lines are fetched ahead
   bool spreads;        // linear parts go to several places, each with a residual of its own
-  bool by_panel;       // a task is one panel's rows; else all panels of its rows
-  size_t block_depth;  // of a panel, what stays in the cache over all rows
+  bool by_group;       // a task is the rows of one group of panels; else all panels of its rows
+  size_t block_depth;  // of a group, what stays in the cache over all rows
   size_t tiles;        // of the rows
   size_t row_tasks, tasks;
 
