@@ -66,6 +66,10 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
     g.width = padded_width;
     g.pad_top = g.pad_left = 0;
   }
+  work.fetches_x =
+      desc_.kernel[0] * desc_.kernel[1] == 1 && in_channels() > out_channels() &&
+      static_cast<size_t>(batch * height * width) * in_channels() * sizeof(float) >
+          l2_cache_bytes();
   for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
     for (int64_t kx = 0; kx < (along_rows ? 1 : desc_.kernel[1]); ++kx) {
       const int64_t dy = ky * desc_.dilations[0];

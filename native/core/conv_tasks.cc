@@ -71,8 +71,11 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
     const size_t to = begin + calls.first_row(i + 1);
     igemm::Tile tile = tile_of(work, rows, from, to - from);
     if (work.spreads) tile.park = parked.get();
+    const NextInputs next(rows.pointers()[tile.m - 1] + in_channels(), tile.m, tile.channels, mr_);
     for (size_t j = first_panel; j < last_panel; ++j) {
       set_panel(tile, work, panels_[j]);
+      tile.prefetch = next.first(j - first_panel);
+      tile.prefetch_lines = work.fetches_x ? next.lines(j - first_panel) : 0;
       panels_[j].kernel->run(tile);
       finish_rows(work, rows, from, to, parked.get(), panels_[j].kernel->nr, panels_[j].first,
                   panels_[j].count);

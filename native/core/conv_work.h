@@ -16,6 +16,7 @@ struct Conv::Work {
   size_t channels;  // of a tap
   size_t images, rows;
   bool streams;        // the output does not stay in the cache, so its lines are fetched ahead
+  bool fetches_x;      // nor does the input, which is read once from one end to the other
   bool spreads;        // linear parts go to several places, each with a residual of its own
   bool by_group;       // a task is the rows of one group of panels; else all panels of its rows
   size_t block_depth;  // of a group, what stays in the cache over all rows

@@ -25,4 +25,25 @@ class Calls {
   size_t rows_, tiles_, calls_;
 };
 
+// The inputs of a call's next one, fetched a line every four channels while the call computes panel
+// after panel. They lie behind its last row where a layer has one tap, and mostly so where positions
+// are masked. From 256 channels to 64 at 56x56 that is worth 20% (EPYC, Zen 3, AVX2): six rows of a
+// kilobyte each, in turns, are no stream that the processor would notice. Where the inputs are in
+// the second-level cache, as in chains, it costs thin layers 5%.
+class NextInputs {
+ public:
+  NextInputs(const float* behind, size_t rows, size_t channels, size_t mr)
+      : behind_(behind),
+        lines_(rows * channels / kLineFloats),
+        per_panel_(ceil_div(rows, mr) * (channels / 4)) {}
+
+  // The share of the panel that is computed as the `index`th.
+  const float* first(size_t index) const { return behind_ + index * per_panel_ * kLineFloats; }
+  size_t lines(size_t index) const { return index * per_panel_ < lines_ ? 1 : 0; }
+
+ private:
+  const float* behind_;
+  size_t lines_, per_panel_;
+};
+
 }  // namespace semisparse
