@@ -155,7 +155,7 @@ inline void fetch(const Tile& tile, const uint32_t* dests, bool residual) {
   for (size_t i = 0; i < M; ++i) {
     const size_t offset = dests[i] * tile.ldy;
 #pragma GCC unroll 8
-    for (size_t v = 0; v < NV; ++v) {
+    for (size_t v = 0; v < NV; v += kLineFloats / Vec::kLanes) {
       if (tile.fetch_y) __builtin_prefetch(tile.y + offset + v * Vec::kLanes, 1, 3);
       if (residual) __builtin_prefetch(tile.residual + offset + v * Vec::kLanes, 0, 3);
     }
