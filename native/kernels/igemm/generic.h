@@ -74,14 +74,14 @@ void finish(const Output& out, const uint32_t* dests, const Vec::T (&acc)[M][NV]
 }
 
 // acc[i][v] += a[i][K] * w[v] for vectors a of four inputs. V is Vec; as a parameter it may lack
-// fma_lane where kFmaByLane says so.
+// accumulate_lane where kFmaByLane says so.
 template <typename V, int K, size_t M, size_t NV>
 inline void lane_step(typename V::T (&acc)[M][NV], const typename V::T (&a)[M], const float* w) {
 #pragma GCC unroll 8
   for (size_t v = 0; v < NV; ++v) {
     const Vec::T b = Vec::load(w + v * Vec::kLanes);
 #pragma GCC unroll 8
-    for (size_t i = 0; i < M; ++i) acc[i][v] = V::template fma_lane<K>(b, a[i], acc[i][v]);
+    for (size_t i = 0; i < M; ++i) V::template accumulate_lane<K>(acc[i][v], b, a[i]);
   }
 }
 

@@ -13,15 +13,19 @@ struct Vec {
   static constexpr bool kFmaByLane = true;
   static T load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, T v) { vst1q_f32(p, v); }
+  // By lanes: a loop over the floats becomes a call of memcpy, around which everything is spilled.
   static T load_first(const float* p, size_t n) {
-    float buffer[4] = {0, 0, 0, 0};
-    for (size_t i = 0; i < n; ++i) buffer[i] = p[i];
-    return vld1q_f32(buffer);
+    if (n >= 4) return load(p);
+    T v = vdupq_n_f32(0);
+    if (n == 1) return vld1q_lane_f32(p, v, 0);
+    if (n >= 2) v = vcombine_f32(vld1_f32(p), vdup_n_f32(0));
+    return n == 3 ? vld1q_lane_f32(p + 2, v, 2) : v;
   }
   static void store_first(float* p, T v, size_t n) {
-    float buffer[4];
-    vst1q_f32(buffer, v);
-    for (size_t i = 0; i < n; ++i) p[i] = buffer[i];
+    if (n >= 4) return store(p, v);
+    if (n == 1) vst1q_lane_f32(p, v, 0);
+    if (n >= 2) vst1_f32(p, vget_low_f32(v));
+    if (n == 3) vst1q_lane_f32(p + 2, v, 2);
   }
   static T set1(float v) { return vdupq_n_f32(v); }
   static T add(T a, T b) { return vaddq_f32(a, b); }
@@ -30,10 +34,11 @@ struct Vec {
   static T div(T a, T b) { return vdivq_f32(a, b); }
   static T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static void accumulate(T& acc, T a, T b) { acc = fma(a, b, acc); }
-  // c + a * b[K]: one instruction that needs no broadcast of b.
+  // acc += a * b[K], one instruction that needs no broadcast of b. From the intrinsic GCC 12 makes a
+  // copy of an accumulator in every seventh of them (8 x 8 kernel).
   template <int K>
-  static T fma_lane(T a, T b, T c) {
-    return vfmaq_laneq_f32(c, a, b, K);
+  static void accumulate_lane(T& acc, T a, T b) {
+    asm("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(acc) : "w"(a), "w"(b), "i"(K));
   }
   // FMIN and FMAX give NaN where either operand is NaN.
   static T clamp(T v, T lo, T hi) { return vminq_f32(hi, vmaxq_f32(lo, v)); }
