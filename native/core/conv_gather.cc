@@ -35,7 +35,7 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
   const bool spreads = planes.residual != nullptr && !gather.copies.empty();
   const size_t most = tiles_per_call() * mr_;
   const Buffer parked = make_buffer(spreads ? most * kWidestPanel : 0);
-  SmallArray<const float*, 32> rows(most);
+  SmallArray<const float*, 64> rows(most);
   const std::ptrdiff_t offset = 0;
   igemm::Tile tile{};
   tile.taps = 1;

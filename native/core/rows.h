@@ -69,10 +69,10 @@ class Rows {
   void spread(size_t m, Order order);
 
   const Geometry& geometry_;
-  SmallArray<const float*, 384> pointers_;
-  SmallArray<const float*, 32> origins_;
-  SmallArray<std::array<int64_t, 2>, 32> corners_;  // row and column of the first tap
-  SmallArray<uint32_t, 32> dests_;
+  SmallArray<const float*, 512> pointers_;
+  SmallArray<const float*, 64> origins_;
+  SmallArray<std::array<int64_t, 2>, 64> corners_;  // row and column of the first tap
+  SmallArray<uint32_t, 64> dests_;
   const std::ptrdiff_t* offsets_ = nullptr;
   const bool inside_;    // no tap of any position lies outside the plane
   const bool in_place_;  // and every position's first tap is the input at its own place
