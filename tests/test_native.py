@@ -326,6 +326,24 @@ def test_chain_is_its_convolutions_in_a_row(form, size, threads):
     np.testing.assert_allclose(chain.run(x, threads=threads), y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_input_in_either_layout(channels, threads):
+    x = weights(2, 11, 9, channels)
+    options = {"pads": (1, 0, 2, 1), "strides": (2, 1)}
+    expected = native.Conv(weights(5, channels, 3, 3), **options).run(x)
+    conv = native.Conv(weights(5, channels, 3, 3), input_layout="nchw", **options)
+    got = conv.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), threads=threads)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(LibraryError, match="x"):
+        conv.run(weights(2, 11, 9, channels + 1))
+
+
+def test_unknown_input_layout_is_refused():
+    with pytest.raises(ConfigError, match="input_layout is 'chwn'"):
+        native.Conv(weights(4, 3, 3, 3), input_layout="chwn")
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [

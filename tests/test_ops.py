@@ -28,7 +28,9 @@ ACTIVATIONS = {
 PARAMETERS = {"Clip": {"min": -0.25, "max": 0.75}, "LeakyRelu": {"alpha": 0.2}}
 ALL = [
     ops.ConvOp(*parts)
-    for parts in itertools.product((None, "bias", "nearest"), (False, True), ACTIVATIONS)
+    for parts in itertools.product(
+        (None, "bias", "nearest"), (False, True), ACTIVATIONS, (False, True)
+    )
 ]
 CHAINS = [
     ops.ChainOp(*parts)
@@ -120,7 +122,8 @@ def test_names_are_those_of_the_format():
     assert ops.ConvOp().name == "Conv"
     assert ops.ConvOp("bias").name == "ConvFillBias"
     assert ops.ConvOp("nearest", True, "Relu").name == "ConvFillNearestAddRelu"
-    assert len({op.name for op in ALL}) == 42
+    assert ops.ConvOp("bias", nchw=True).name == "ConvNchwFillBias"
+    assert len({op.name for op in ALL}) == 84
     assert ops.ChainOp("ExpandDepthwise").name == "ExpandDepthwise"
     residual = ops.ChainOp("ExpandDepthwiseProject", "nearest", True, "Clip")
     assert residual.name == "ExpandDepthwiseProjectFillNearestAddClip"
@@ -145,7 +148,7 @@ def test_other_names_of_chains_are_refused(name):
         ops.ChainOp.parse(name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=90)
 @given(data=st.data(), op=st.sampled_from(ALL))
 def test_convolution(data, op):
     draw = data.draw
@@ -168,7 +171,7 @@ def test_convolution(data, op):
     ]
     mask = random_mask(rng, plane)
     constants = {"W": weight, "B": bias, **fill_of(op, mask)}
-    feeds = {"X": x}
+    feeds = {"X": np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if op.nchw else x}
     if op.residual:
         feeds["R"] = rng.normal(size=(len(x), *plane, c_out)).astype(np.float32)
     expected = convolution(x, weight, bias, attributes, op, mask, feeds.get("R"))

@@ -16,27 +16,27 @@ from semisparse.sparsifier import Sparsifier
 
 FULL, HEAD, TAIL = "ExpandDepthwiseProject", "ExpandDepthwise", "DepthwiseProject"
 
-# Input size, transposes that have to be in the graph (one at the input; a VGG's classifier reads
-# its last plane in NCHW), other operations than convolutions, pools and the classifier's, and how
+# Input size, transposes that have to be in the graph (a VGG's classifier reads its last plane in
+# NCHW), other operations than convolutions, pools and the classifier's, and how
 # many chains of which form.
 ZOO = {
-    "torchvision/resnet18": (64, 1, set(), {}),
-    "torchvision/mobilenet_v2": (64, 1, set(), {TAIL: 1, FULL: 16}),
-    "torchvision/vgg11": (224, 2, {"Relu"}, {}),
+    "torchvision/resnet18": (64, 0, set(), {}),
+    "torchvision/mobilenet_v2": (64, 0, set(), {TAIL: 1, FULL: 16}),
+    "torchvision/vgg11": (224, 1, {"Relu"}, {}),
     # Behind a concatenation batch norm is a depthwise 1x1 convolution.
-    "torchvision/densenet121": (64, 1, {"Concat"}, {TAIL: 3}),
-    "torchvision/squeezenet1_0": (64, 1, {"Concat"}, {}),
+    "torchvision/densenet121": (64, 0, {"Concat"}, {TAIL: 3}),
+    "torchvision/squeezenet1_0": (64, 0, {"Concat"}, {}),
     "torchvision/mobilenet_v3_small": (
         64,
-        1,
+        0,
         {"HardSigmoid", "HardSwish", "Mul"},
         {FULL: 2, HEAD: 8},
     ),
-    "torchvision/mnasnet0_5": (64, 1, {"ReduceMean"}, {TAIL: 1, FULL: 16}),
-    "torchvision/efficientnet_b0": (64, 1, {"Mul"}, {HEAD: 15}),
-    "torchvision/regnet_y_400mf": (64, 1, {"Mul"}, {}),
-    "timm/mobilenetv2_100": (64, 1, set(), {TAIL: 1, FULL: 16}),
-    "timm/efficientnet_lite0": (64, 1, set(), {TAIL: 1, FULL: 15}),
+    "torchvision/mnasnet0_5": (64, 0, {"ReduceMean"}, {TAIL: 1, FULL: 16}),
+    "torchvision/efficientnet_b0": (64, 0, {"Mul"}, {HEAD: 15}),
+    "torchvision/regnet_y_400mf": (64, 0, {"Mul"}, {}),
+    "timm/mobilenetv2_100": (64, 0, set(), {TAIL: 1, FULL: 16}),
+    "timm/efficientnet_lite0": (64, 0, set(), {TAIL: 1, FULL: 15}),
 }
 ALWAYS = {"Transpose", "Reshape", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool"}
 

@@ -17,6 +17,10 @@ const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const
   if (stage.desc == nullptr || stage.weights == nullptr) {
     invalid(std::string(name) + " of the chain lacks its desc or its weights; both must be given");
   }
+  if (number_of(stage.desc->input_layout) != SEMISPARSE_NHWC) {
+    invalid(std::string(name) + " of the chain has input_layout " +
+            std::to_string(number_of(stage.desc->input_layout)) + "; it must be NHWC");
+  }
   return stage;
 }
 

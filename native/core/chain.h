@@ -22,6 +22,7 @@ class Chain {
   const char* kernel_name() const { return kernel_name_.c_str(); }
   size_t in_channels() const { return first().in_channels(); }
   size_t out_channels() const { return last().out_channels(); }
+  bool reads_nchw() const { return false; }
 
   // Throws Error where a stage's output would be empty or is not its source map's.
   Conv::Plane output_plane(int64_t height, int64_t width) const;

@@ -54,6 +54,11 @@ void check(const semisparse_conv_desc& d) {
             std::to_string(d.in_channels) + " input and " + std::to_string(d.out_channels) +
             " output channels");
   }
+  const int layout = number_of(d.input_layout);
+  if (layout != SEMISPARSE_NHWC && layout != SEMISPARSE_NCHW) {
+    invalid("input_layout " + std::to_string(layout) +
+            " is unknown; it must be one of semisparse_layout");
+  }
   const int activation = number_of(d.activation);
   if (activation < SEMISPARSE_IDENTITY || activation > SEMISPARSE_SIGMOID) {
     invalid("activation " + std::to_string(activation) +

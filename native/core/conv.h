@@ -40,6 +40,7 @@ class Conv {
   const semisparse_conv_desc& desc() const { return desc_; }
   size_t in_channels() const { return static_cast<size_t>(desc_.in_channels); }
   size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
+  bool reads_nchw() const { return desc_.input_layout == SEMISPARSE_NCHW; }
   const Positions* positions() const { return positions_ ? &*positions_ : nullptr; }
 
   struct Plane {

@@ -17,6 +17,25 @@ constexpr size_t kSmallestTaskFlops = size_t{256} << 10;
 // Every task streams its group from beyond the cache once, which enough rows must pay for.
 constexpr size_t kRowsPerStream = 96;
 
+// A row of a plane from a channel after the other to all channels of a pixel after those of the
+// other. With the number of channels known: a network's input, of 3 channels at 224x224, takes 60 us
+// instead of the 110 us of a transpose by ONNX Runtime and the 25 us of padding its result.
+template <int64_t kChannels>
+void interleave_of(const float* from, int64_t plane, int64_t width, float* to) {
+  for (int64_t x = 0; x < width; ++x, to += kChannels) {
+    for (int64_t c = 0; c < kChannels; ++c) to[c] = from[c * plane + x];
+  }
+}
+
+void interleave(const float* from, int64_t plane, int64_t channels, int64_t width, float* to) {
+  if (channels == 1) return interleave_of<1>(from, plane, width, to);
+  if (channels == 3) return interleave_of<3>(from, plane, width, to);
+  if (channels == 4) return interleave_of<4>(from, plane, width, to);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t x = 0; x < width; ++x) to[x * channels + c] = from[c * plane + x];
+  }
+}
+
 }  // namespace
 
 void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
@@ -55,7 +74,7 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
 
   const bool along_rows = runs_along_rows();
   std::unique_ptr<ScratchSlot::Piece> scratch;
-  if (along_rows) {
+  if (along_rows || reads_nchw()) {
     const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
     const int64_t padded_width = width + desc_.pads[1] + desc_.pads[3];
     scratch = scratch_.take(
@@ -83,12 +102,11 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
 
   if (const Winograd* winograd = fastest_winograd(work.images, out)) {
     run_winograd(*winograd, work, parallel);
-    return;
-  }
-  divide(work);
-  if (dwconv_ != nullptr) {
+  } else if (dwconv_ != nullptr) {
+    divide(work);
     parallel(work.tasks, [&](size_t task) { dwconv_task(work, task); });
   } else {
+    divide(work);
     pack_panels(staying_);
     parallel(work.tasks, [&](size_t task) { igemm_task(work, task); });
   }
@@ -98,6 +116,7 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
 void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
                      const Parallel& parallel) const {
   const auto row_floats = static_cast<size_t>(width * desc_.in_channels);
+  const int64_t plane = height * width;
   const auto left = static_cast<size_t>(desc_.pads[1] * desc_.in_channels);
   const auto right = static_cast<size_t>(desc_.pads[3] * desc_.in_channels);
   const size_t line = left + row_floats + right;
@@ -114,9 +133,14 @@ void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t widt
         std::fill_n(to, line, 0.0f);
         continue;
       }
-      const float* from = x + static_cast<size_t>(i / padded_height * height + row) * row_floats;
+      const float* image = x + i / padded_height * plane * desc_.in_channels;
       std::fill_n(to, left, 0.0f);
-      std::memcpy(to + left, from, row_floats * sizeof(float));
+      if (reads_nchw()) {
+        interleave(image + row * width, plane, desc_.in_channels, width, to + left);
+      } else {
+        std::memcpy(to + left, image + row * width * desc_.in_channels,
+                    row_floats * sizeof(float));
+      }
       std::fill_n(to + left + row_floats, right, 0.0f);
     }
   });

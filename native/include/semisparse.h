@@ -2,7 +2,8 @@
  *
  * The only public header. Plain C; no function throws, and none keeps a pointer it was given
  * longer than the call. Handles are immutable after creation, so one handle may be run from
- * several threads at once. Tensors are float32, NHWC, dense; weights are OIHW as in ONNX.
+ * several threads at once. Tensors are float32, dense, and NHWC where nothing else is said; weights
+ * are OIHW as in ONNX.
  */
 #ifndef SEMISPARSE_H_
 #define SEMISPARSE_H_
@@ -46,6 +47,11 @@ typedef enum semisparse_fill {
       1 /* masked positions take the linear part of the nearest computed one */
 } semisparse_fill;
 
+typedef enum semisparse_layout {
+  SEMISPARSE_NHWC = 0,
+  SEMISPARSE_NCHW = 1
+} semisparse_layout;
+
 typedef struct semisparse_conv semisparse_conv;
 
 typedef struct semisparse_conv_desc {
@@ -59,6 +65,7 @@ typedef struct semisparse_conv_desc {
   semisparse_activation activation;
   float activation_a;
   float activation_b;
+  semisparse_layout input_layout; /* of x; NCHW is for the few channels of a network's input */
 } semisparse_conv_desc;
 
 /* Runs task(arg, i) for every i in [0, n), in any order and on any threads, and returns when all
@@ -114,9 +121,9 @@ SEMISPARSE_API semisparse_status semisparse_conv_output_size(const semisparse_co
                                                              int64_t* out_height,
                                                              int64_t* out_width);
 
-/* y = activation(fill(W * x) + bias + residual). x: [batch, height, width, in_channels]; residual
- * and y: [batch, out_height, out_width, out_channels]; residual may be NULL, and may not overlap
- * y. No alignment is required. */
+/* y = activation(fill(W * x) + bias + residual). x: [batch, height, width, in_channels], or with
+ * input_layout NCHW [batch, in_channels, height, width]; residual and y: [batch, out_height,
+ * out_width, out_channels]; residual may be NULL, and may not overlap y. No alignment is required. */
 SEMISPARSE_API semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x,
                                                      int64_t batch, int64_t height, int64_t width,
                                                      const float* residual, float* y,
@@ -145,8 +152,8 @@ typedef struct semisparse_chain_stage {
 
 /* stages: as many as the form names, in its order, each with a bias and activation of its own.
  * INVALID_ARGUMENT where a convolution to expand or project is not pointwise (kernel, strides and
- * group 1, no padding), the one in between not depthwise (group = in_channels = out_channels), or
- * one does not fit the one before. */
+ * group 1, no padding), the one in between not depthwise (group = in_channels = out_channels), one
+ * does not read NHWC, or one does not fit the one before. */
 SEMISPARSE_API semisparse_status semisparse_chain_create(semisparse_chain_form form,
                                                          const semisparse_chain_stage* stages,
                                                          const char* isa, semisparse_chain** chain);

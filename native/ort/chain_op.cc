@@ -76,7 +76,7 @@ class ChainOp : public Operator<ChainOp> {
     const Shape last = inferred_shape(api, context, first_input(form_.stages.size() - 1)).sizes;
     if (input.sizes.size() != 4 || w.size() != 4 || last.size() != 4) return {};
     Shape y{input.sizes[0], -1, -1, last[0]};
-    infer_plane(api, context, input.sizes, w, &y[1]);
+    infer_plane(api, context, &input.sizes[1], w, &y[1]);
     return {y, input.batch};
   }
 

@@ -70,7 +70,7 @@ semisparse_chain_stage ConvConstants::argument() const {
           height_,        width_};
 }
 
-void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const Shape& x,
+void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const int64_t in[2],
                  const Shape& weights, int64_t out[2]) {
   semisparse_conv_desc desc = plain_conv();
   inferred_ints(api, context, "strides", desc.strides, 2);
@@ -78,8 +78,8 @@ void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const S
   inferred_ints(api, context, "dilations", desc.dilations, 2);
   for (size_t i = 0; i < 2; ++i) {
     const int64_t reach = (weights[2 + i] - 1) * desc.dilations[i] + 1;
-    const int64_t room = x[1 + i] + desc.pads[i] + desc.pads[i + 2] - reach;
-    const bool known = x[1 + i] > 0 && weights[2 + i] > 0 && desc.strides[i] > 0 && room >= 0;
+    const int64_t room = in[i] + desc.pads[i] + desc.pads[i + 2] - reach;
+    const bool known = in[i] > 0 && weights[2 + i] > 0 && desc.strides[i] > 0 && room >= 0;
     out[i] = known ? room / desc.strides[i] + 1 : -1;
   }
 }

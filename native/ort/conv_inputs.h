@@ -66,8 +66,8 @@ class ConvConstants {
   int64_t width_ = 0;
 };
 
-// During shape inference: an output plane, -1 for an unknown side.
-void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const Shape& x,
+// During shape inference: the output plane of an input plane, -1 for an unknown side.
+void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const int64_t in[2],
                  const Shape& weights, int64_t out[2]);
 
 }  // namespace semisparse::ort

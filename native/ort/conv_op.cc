@@ -18,8 +18,11 @@ class ConvOp : public Operator<ConvOp> {
     Conv conv;
   };
 
-  ConvOp(const FillName& fill, bool residual, const ActivationName& activation)
-      : Operator(std::string("Conv") + fill.infix + (residual ? "Add" : "") + activation.suffix),
+  ConvOp(semisparse_layout layout, const FillName& fill, bool residual,
+         const ActivationName& activation)
+      : Operator(std::string(layout == SEMISPARSE_NCHW ? "ConvNchw" : "Conv") + fill.infix +
+                 (residual ? "Add" : "") + activation.suffix),
+        layout_(layout),
         fill_(fill.fill),
         residual_(residual),
         activation_(activation.activation) {}
@@ -33,6 +36,7 @@ class ConvOp : public Operator<ConvOp> {
 
   std::unique_ptr<Kernel> create(const OrtApi& api, const OrtKernelInfo* info) const {
     semisparse_conv_desc desc = plain_conv();
+    desc.input_layout = layout_;
     read_geometry(api, info, desc);
     read_activation(api, info, activation_, desc);
     const ConvConstants constants(api, info, kFirst, fill_, desc, "");
@@ -51,7 +55,7 @@ class ConvOp : public Operator<ConvOp> {
     if (input.sizes.size() != 4 || w.size() != 4) return {};
     Shape y{input.sizes[0], -1, -1, w[0]};
     if (fill_ == Fill::kNone) {
-      infer_plane(api, context, input.sizes, w, &y[1]);
+      infer_plane(api, context, &input.sizes[layout_ == SEMISPARSE_NCHW ? 2 : 1], w, &y[1]);
     } else {
       const Shape map = inferred_shape(api, context, kFirst + 2).sizes;
       if (map.size() == 2) std::copy(map.begin(), map.end(), &y[1]);
@@ -63,6 +67,7 @@ class ConvOp : public Operator<ConvOp> {
   static constexpr size_t kX = 0;
   static constexpr size_t kFirst = 1;  // of the constants
 
+  semisparse_layout layout_;
   Fill fill_;
   bool residual_;
   semisparse_activation activation_;
@@ -72,10 +77,12 @@ class ConvOp : public Operator<ConvOp> {
 
 std::vector<const OrtCustomOp*> conv_operators() {
   std::vector<const OrtCustomOp*> all;
-  for (const FillName& fill : kFills) {
-    for (const bool residual : {false, true}) {
-      for (const ActivationName& activation : kActivations) {
-        all.push_back(new ConvOp(fill, residual, activation));
+  for (const semisparse_layout layout : {SEMISPARSE_NHWC, SEMISPARSE_NCHW}) {
+    for (const FillName& fill : kFills) {
+      for (const bool residual : {false, true}) {
+        for (const ActivationName& activation : kActivations) {
+          all.push_back(new ConvOp(layout, fill, residual, activation));
+        }
       }
     }
   }

@@ -14,12 +14,16 @@ template <typename Layer>
 void run_layer(const Layer& layer, size_t inputs, bool residual, const OrtApi& api,
                OrtKernelContext* context) {
   const Tensor x = input(api, context, 0);
-  const auto channels = static_cast<int64_t>(layer.in_channels());
-  if (x.shape.size() != 4 || x.shape[3] != channels) {
-    invalid("the input has shape " + text(x.shape) + "; it must be [N, H, W, " +
-            std::to_string(channels) + "]");
+  const std::string channels = std::to_string(layer.in_channels());
+  const size_t rows = layer.reads_nchw() ? 2 : 1;
+  if (x.shape.size() != 4 ||
+      x.shape[layer.reads_nchw() ? 1 : 3] != static_cast<int64_t>(layer.in_channels())) {
+    invalid("the input has shape " + text(x.shape) + "; it must be " +
+            (layer.reads_nchw() ? "[N, " + channels + ", H, W]" : "[N, H, W, " + channels + "]"));
   }
-  const Conv::Plane plane = layer.output_plane(x.shape[1], x.shape[2]);
+  const int64_t height = x.shape[rows];
+  const int64_t width = x.shape[rows + 1];
+  const Conv::Plane plane = layer.output_plane(height, width);
   const Shape shape{x.shape[0], plane.height, plane.width,
                     static_cast<int64_t>(layer.out_channels())};
   const float* added = nullptr;
@@ -33,8 +37,7 @@ void run_layer(const Layer& layer, size_t inputs, bool residual, const OrtApi& a
   }
   float* y = output(api, context, shape);
   Pool pool{&api, context};
-  layer.run(x.floats(), x.shape[0], x.shape[1], x.shape[2], added, y,
-            Parallel(parallel_for, &pool));
+  layer.run(x.floats(), x.shape[0], height, width, added, y, Parallel(parallel_for, &pool));
 }
 
 }  // namespace semisparse::ort

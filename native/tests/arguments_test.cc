@@ -26,7 +26,7 @@ void check_refused(semisparse_status got, semisparse_status want = SEMISPARSE_IN
 // A 3x3 convolution from 2 to 4 channels on a 5x5 plane, with one thing wrong.
 struct Arguments {
   semisparse_conv_desc desc{2, 4, 1, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_IDENTITY,
-                            0, 0};
+                            0, 0, SEMISPARSE_NHWC};
   std::vector<float> weights = std::vector<float>(72, 0.5f);
   std::vector<float> bias = std::vector<float>(4, 1.0f);
   std::vector<int32_t> source = std::vector<int32_t>(25, 0);
@@ -78,6 +78,11 @@ void check_create() {
   });
   refuse("group that divides neither", [](Arguments& a) { a.desc.group = 3; });
   refuse("group that divides one", [](Arguments& a) { a.desc.group = 4; });
+  for (const int value : {-1, 2, 1 << 30}) {
+    refuse("input_layout", [=](Arguments& a) {
+      std::memcpy(&a.desc.input_layout, &value, sizeof(value));
+    });
+  }
   for (const int value : {-1, 7, 1 << 30}) {
     refuse("activation", [=](Arguments& a) {
       // The C caller's enum can hold anything.
@@ -172,9 +177,9 @@ void check_scratch() {
 // An inverted residual from 2 over 6 to 4 channels on a 5x5 plane, with one thing wrong.
 struct ChainArguments {
   semisparse_conv_desc descs[3] = {
-      {2, 6, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_RELU, 0, 0},
-      {6, 6, 6, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_RELU, 0, 0},
-      {6, 4, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_IDENTITY, 0, 0}};
+      {2, 6, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_RELU, 0, 0, SEMISPARSE_NHWC},
+      {6, 6, 6, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_RELU, 0, 0, SEMISPARSE_NHWC},
+      {6, 4, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_IDENTITY, 0, 0, SEMISPARSE_NHWC}};
   std::vector<float> weights = std::vector<float>(6 * 9, 0.5f);  // enough for each
   std::vector<int32_t> source = std::vector<int32_t>(25, 0);
   semisparse_chain_stage stages[3];
@@ -207,6 +212,7 @@ void check_chain() {
                [](ChainArguments& a) { a.form = SEMISPARSE_DEPTHWISE_PROJECT; });
   for (int i = 0; i < 3; ++i) {
     refuse_chain("no desc", [=](ChainArguments& a) { a.stages[i].desc = nullptr; });
+    refuse_chain("NCHW", [=](ChainArguments& a) { a.descs[i].input_layout = SEMISPARSE_NCHW; });
     refuse_chain("no weights", [=](ChainArguments& a) { a.stages[i].weights = nullptr; });
     refuse_chain("NaN weight", [=](ChainArguments& a) { a.weights[0] = NAN; });
     refuse_chain("mask of another plane", [=](ChainArguments& a) { a.stages[i].height = 4; });

@@ -90,6 +90,7 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
   }
   if (random.chance(0.4)) test::fill(residual.emplace(output_floats(), random), random, finite);
   if (random.chance(0.7)) draw_mask(random);
+  if (random.chance(0.2)) desc.input_layout = SEMISPARSE_NCHW;
 }
 
 inline void Problem::draw_mask(Random& random) {
@@ -142,7 +143,7 @@ inline std::string Problem::text() const {
          (!fill                           ? " dense"
           : *fill == SEMISPARSE_FILL_BIAS ? " fill bias"
                                           : " fill nearest") +
-         (residual ? " residual" : "");
+         (residual ? " residual" : "") + (desc.input_layout == SEMISPARSE_NCHW ? " NCHW" : "");
 }
 
 inline ConvHandle Problem::create(const char* isa) {
@@ -171,7 +172,9 @@ inline void Problem::reference(Guarded<float>& y) {
         if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
         for (int64_t c = 0; c < ins; ++c) {
           const int64_t channel = o / outs * ins + c;
-          const int64_t at = ((n * height + iy) * width + ix) * desc.in_channels + channel;
+          const int64_t at = desc.input_layout == SEMISPARSE_NCHW
+                                 ? ((n * desc.in_channels + channel) * height + iy) * width + ix
+                                 : ((n * height + iy) * width + ix) * desc.in_channels + channel;
           const int64_t w = ((o * ins + c) * desc.kernel[0] + ky) * desc.kernel[1] + kx;
           sum += static_cast<double>((*x)[static_cast<size_t>(at)]) *
                  (*weights)[static_cast<size_t>(w)];

@@ -31,6 +31,7 @@ ACTIVATIONS = {
     "sigmoid": 6,
 }
 FILLS = {"bias": 0, "nearest": 1}
+LAYOUTS = {"nhwc": 0, "nchw": 1}
 CHAINS = {"expand_depthwise_project": 0, "depthwise_project": 1, "expand_depthwise": 2}
 POOLS = {"max": 0, "average": 1}
 
@@ -51,6 +52,7 @@ class ConvDesc(ctypes.Structure):
         ("activation", ctypes.c_int),
         ("activation_a", ctypes.c_float),
         ("activation_b", ctypes.c_float),
+        ("input_layout", ctypes.c_int),
     )
 
 
@@ -225,6 +227,7 @@ class Stage:
         pads: top, left, bottom, right.
         activation: a key of `ACTIVATIONS`; `activation_a` and `activation_b` are the bounds of
             "clip", and `activation_a` the slope of "leaky_relu".
+        input_layout: "nhwc", or of a convolution by itself "nchw".
     """
 
     weights: Floats
@@ -237,6 +240,7 @@ class Stage:
     activation: str = "identity"
     activation_a: float = 0.0
     activation_b: float = 0.0
+    input_layout: str = "nhwc"
 
     @property
     def in_channels(self) -> int:
@@ -266,6 +270,7 @@ class Stage:
             activation=_choice("activation", self.activation, ACTIVATIONS),
             activation_a=self.activation_a,
             activation_b=self.activation_b,
+            input_layout=_choice("input_layout", self.input_layout, LAYOUTS),
         )
         height, width = (0, 0) if self.source is None else self.source.shape
         return ChainStage(
@@ -286,6 +291,7 @@ class _Layer:
     def __init__(self, first: Stage, last: Stage) -> None:
         self._library = load()
         self._handle = _handle()
+        self._nchw = first.input_layout == "nchw"
         self._in_channels = first.in_channels
         self._out_channels = last.out_channels
 
@@ -315,13 +321,17 @@ class _Layer:
         return out_height.value, out_width.value
 
     def run(self, x: Floats, residual: Floats | None = None, *, threads: int = 1) -> Floats:
-        """Output `[N, H_out, W_out, C_out]` of an input `[N, H, W, C_in]`.
+        """Output `[N, H_out, W_out, C_out]` of an input `[N, H, W, C_in]` or, by its layout, NCHW.
 
         Raises:
             LibraryError: an array has another shape or type than the layer wants.
         """
-        _require("x", x, np.float32, (None, None, None, self._in_channels))
-        batch, height, width, _ = x.shape
+        if self._nchw:
+            _require("x", x, np.float32, (None, self._in_channels, None, None))
+        else:
+            _require("x", x, np.float32, (None, None, None, self._in_channels))
+        batch = x.shape[0]
+        height, width = x.shape[2:] if self._nchw else x.shape[1:3]
         y = np.empty((batch, *self.output_size(height, width), self._out_channels), np.float32)
         if residual is not None:
             _require("residual", residual, np.float32, y.shape)

@@ -82,7 +82,7 @@ CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish")
 
 _FILL_OF = {value: key for key, value in _FILLS.items()}
 _FILL = "|".join(_FILL_OF)
-_NAME = re.compile(f"Conv({_FILL})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
+_NAME = re.compile(f"Conv(Nchw)?({_FILL})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
 _CHAIN_NAME = re.compile(
     f"({'|'.join(CHAIN_FORMS)})({_FILL})?(Add)?({'|'.join(CHAIN_ACTIVATIONS)})?"
 )
@@ -96,16 +96,19 @@ class ConvOp:
         fill: "bias", "nearest", or None for a dense convolution.
         residual: whether a tensor of the output's shape is added before the activation.
         activation: one of Relu, Clip, LeakyRelu, Silu, HardSwish, Sigmoid, or None.
+        nchw: whether the input is NCHW; the output is NHWC either way.
     """
 
     fill: str | None = None
     residual: bool = False
     activation: str | None = None
+    nchw: bool = False
 
     @property
     def name(self) -> str:
         """The operator's name in the file."""
-        return _name("Conv", self.fill, self.residual, self.activation)
+        stem = "ConvNchw" if self.nchw else "Conv"
+        return _name(stem, self.fill, self.residual, self.activation)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -123,7 +126,7 @@ class ConvOp:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{name!r} is not the name of a convolution of {DOMAIN!r}.")
-        return cls(_FILL_OF.get(match[1]), bool(match[2]), match[3])
+        return cls(_FILL_OF.get(match[2]), bool(match[3]), match[4], bool(match[1]))
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,11 @@ def is_conv(name: str) -> bool:
     return name.startswith("Conv")
 
 
+def reads_nchw(name: str) -> bool:
+    """Whether an operator of the domain with that name reads NCHW."""
+    return name.startswith("ConvNchw")
+
+
 def is_chain(name: str) -> bool:
     """Whether an operator of the domain with that name is a chain of convolutions."""
     return name.startswith(tuple(CHAIN_FORMS))
@@ -235,7 +243,7 @@ def _chain(op: ChainOp) -> onnx.FunctionProto:
 
 def _conv(op: ConvOp) -> onnx.FunctionProto:
     attributes = {**_CONV_ATTRIBUTES, **_ACTIVATION_ATTRIBUTES.get(op.activation or "", {})}
-    steps = ["x = Transpose<perm = [0, 3, 1, 2]>(X)"]
+    steps = ["x = Identity(X)" if op.nchw else "x = Transpose<perm = [0, 3, 1, 2]>(X)"]
     steps.append(_FILL_BODIES[op.fill].format(geometry=_listed(_linked(_CONV_ATTRIBUTES))))
     steps.append("y = Add(biased, R)" if op.residual else "y = Identity(biased)")
     steps.append(_ACTIVATION_BODIES[op.activation] if op.activation else "Y = Identity(y)")

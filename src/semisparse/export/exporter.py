@@ -18,7 +18,7 @@ from semisparse.export.chain import fuse_chains, is_chain
 from semisparse.export.fold import fold_batch_norm
 from semisparse.export.fuse import fuse, is_conv
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
-from semisparse.export.layout import to_nhwc, transposes
+from semisparse.export.layout import read_nchw, to_nhwc, transposes
 from semisparse.export.mask import layer_of, put_masks
 from semisparse.export.metadata import metadata
 from semisparse.export.unread import mask_unread
@@ -149,6 +149,7 @@ def build(
     if chains:
         fuse_chains(graph_model)
     mask_unread(graph_model)
+    read_nchw(graph_model)
     passes.OutputFixPass()(graph_model)
     name_ends(graph_model.graph)
     passes.ClearMetadataAndDocStringPass()(graph_model)

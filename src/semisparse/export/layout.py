@@ -4,17 +4,27 @@ The pass walks the graph once and gives values twins in NHWC. A convolution comp
 its input's, which a transpose makes if there is none yet; operations that can run in NHWC follow
 where an input has a twin. All others keep reading NCHW, which a transpose restores from the twin.
 The old nodes then have no readers and go.
+
+At last the convolutions of few channels, which are those of a network's inputs, take over the
+transposes that only they read.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from semisparse import ops
 from semisparse.export import carry
+from semisparse.export.fuse import is_conv
 from semisparse.export.graph import remove_unused
-from semisparse.export.twins import Twins
+from semisparse.export.twins import TO_NHWC, Twins
+
+# With fewer channels than these the library copies the input in any case, and transposes it as it
+# does so (docs/kernels.md).
+_FEW_CHANNELS = 16
 
 
 def to_nhwc(model: ir.Model) -> None:
@@ -33,6 +43,28 @@ def to_nhwc(model: ir.Model) -> None:
             graph.outputs[index] = twins.restore(value)
     model.opset_imports[ops.DOMAIN] = ops.VERSION
     passes.IdentityEliminationPass()(model)
+    remove_unused(model)
+
+
+def read_nchw(model: ir.Model) -> None:
+    """Let convolutions of few channels read NCHW, where a transpose is made for one alone."""
+    for node in model.graph:
+        x = node.inputs[0] if is_conv(node) else None
+        transpose = x.producer() if x is not None else None
+        if x is None or transpose is None or transpose.op_type != "Transpose":
+            continue
+        assert x.shape is not None
+        channels = x.shape[3]
+        if (
+            tuple(transpose.attributes.get_ints("perm", [])) == TO_NHWC
+            and len(x.uses()) == 1
+            and not x.is_graph_output()
+            and isinstance(channels, int)
+            and channels < _FEW_CHANNELS
+        ):
+            op = dataclasses.replace(ops.ConvOp.parse(node.op_type), nchw=True)
+            node.op_type = op.name
+            node.replace_input_with(0, transpose.inputs[0])
     remove_unused(model)
 
 

@@ -83,7 +83,10 @@ def _first_off(exact: nn.Module, inputs: tuple[Tensor, ...], file: bytes, kind: 
     read = [
         (node, node.input[0], seen[first[node.name]])
         for node in proto.graph.node
-        if node.domain == ops.DOMAIN and first[node.name] in seen and node.input[0] in producers
+        if node.domain == ops.DOMAIN
+        and first[node.name] in seen
+        and node.input[0] in producers
+        and not ops.reads_nchw(node.op_type)
     ]
     values_of = {v.name: v for n in ir.serde.deserialize_model(proto).graph for v in n.outputs}
     read_of = {name: read_positions(values_of[name]) for _, name, _ in read}
