@@ -386,9 +386,10 @@ def plain_masks(dense: Path, images: Tensor) -> dict[str, Tensor]:
     return sparsifier.masks
 
 
-def test_apply_and_tune_take_it_too(invoke, dense, tmp_path):
+def test_apply_and_tune_take_it_and_alternation_too(invoke, dense, tmp_path):
     images = calibration_images("digits", 60, image_size=16)
-    config = SparsityConfig(0.4, importance=2.0, block=4, only=["layer1.0.conv1"])
+    only = ["layer1.0.conv1"]
+    config = SparsityConfig(0.4, importance=2.0, alternate=True, block=4, only=only)
     model = saved.FinishedRun(dense).dense()
     with torch.no_grad():
         reference = model(images)
@@ -402,19 +403,28 @@ def test_apply_and_tune_take_it_too(invoke, dense, tmp_path):
     cache = Cache(tmp_path / "costs.json", sensitivity.key(model, images, config))
     costs = sensitivity.measure(model, images, [(unit, option)], config, cache)
     assert costs[unit.name, option] == pytest.approx(divergence, rel=1e-4)
-    other = dataclasses.replace(config, importance=0.0)
-    assert sensitivity.key(model, images, other) != sensitivity.key(model, images, config)
+    for changes in ({"importance": 0.0}, {"alternate": False}):
+        other = dataclasses.replace(config, **changes)
+        assert sensitivity.key(model, images, other) != sensitivity.key(model, images, config)
+        sparsifier = Sparsifier(model, images[:1], other, 1, importance)
+        sparsifier.freeze()
+        with torch.no_grad():
+            apart = Change.between(model(images), reference).divergence
+        assert apart != pytest.approx(divergence, rel=0.01)
+        sparsifier.detach()
 
     applied = apply(model, images, config, draws=1)
     assert applied.before.divergence == pytest.approx(divergence, rel=1e-4)
 
     out = tmp_path / "masked.onnx"
     chosen = ["--model", dense, "--sparsity", 0.4, "--block", 4, "--only", "layer1.0.conv1"]
-    chosen += ["--importance", 2, "--images", 60, "--draws", 1, "--out", out, "--json"]
+    chosen += ["--importance", 2, "--alternate", "--images", 60, "--draws", 1]
+    chosen += ["--out", out, "--json"]
     figures = json.loads(invoke("apply", *chosen).stdout)
     assert figures["before"]["divergence"] == pytest.approx(divergence, rel=1e-3)
 
     out = tmp_path / "tuned.json"
-    goal = ["--max-drop", 60, "--importance", 0.5, "--images", 60]
+    goal = ["--max-drop", 60, "--importance", 0.5, "--alternate", "--images", 60]
     invoke("tune", dense, *goal, "--rounds", 4, "--sparsities", "0.4,0.6", "--out", out)
-    assert SparsityConfig.from_json(out.read_text()).importance == 0.5
+    tuned = SparsityConfig.from_json(out.read_text())
+    assert (tuned.importance, tuned.alternate) == (0.5, True)

@@ -20,6 +20,8 @@ CONVOLUTIONS = {
 TRACED = {name: Traced({(16, 16)}) for name in CONVOLUTIONS}
 TRACED["stem"].roles.add("stem")
 TRACED["block.grouped1x1"].roles.add("block-last")
+for name, number in [("expand", 1), ("depthwise", 1), ("grouped", 2), ("grouped1x1", 3)]:
+    TRACED[f"block.{name}"].residual_block = number
 
 
 def rules(**values: object) -> dict[str, LayerRule]:
@@ -93,6 +95,15 @@ def test_block_per_layer() -> None:
         "block.grouped": 4,
         "block.grouped1x1": 1,
         "head.conv": 2,
+    }
+
+
+def test_every_other_residual_block_is_reversed() -> None:
+    assert not any(rule.reverse for rule in rules().values())
+    assert {name for name, rule in rules(alternate=True).items() if rule.reverse} == {
+        "block.expand",
+        "block.depthwise",
+        "block.grouped1x1",
     }
 
 

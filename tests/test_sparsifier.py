@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from semisparse.blue_noise import blue_noise_score
@@ -206,6 +209,64 @@ def test_masks_of_different_layers_are_aligned() -> None:
     assert pooled[kept].mean() > pooled[~kept].mean() + 0.2
 
 
+def chain(values: dict[str, Any], importance: Tensor | None = None) -> list[list[Tensor]]:
+    """Masks of a stem, of four residual blocks behind it, and of a head, each a list by layer."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), *(Block(4) for _ in range(4)), nn.Conv2d(4, 2, 1))
+    measured = None if importance is None else {(12, 12): importance}
+    s = Sparsifier(model, torch.zeros(1, 3, 12, 12), SparsityConfig(**values), 1, measured)
+    s.freeze()
+    return [[m for n, m in s.masks.items() if n.split(".")[0] == str(i)] for i in range(6)]
+
+
+@given(
+    sparsity=st.floats(0.15, 0.85),
+    masks=st.sampled_from(["blue-noise", "random"]),
+    block=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 9),
+)
+def test_every_other_residual_block_masks_other_positions(
+    sparsity: float, masks: str, block: int, seed: int
+) -> None:
+    values = {"sparsity": sparsity, "masks": masks, "block": block, "seed": seed}
+    (aligned,), *_ = chain(values)
+    stem, *blocks, head = chain({**values, "alternate": True})
+    for depthwise, projection in blocks:
+        assert torch.equal(depthwise, projection)
+    reversed_, same, third, fourth = (layers[0] for layers in blocks)
+    assert torch.equal(reversed_, third)
+    for mask in (*stem, same, fourth, *head):
+        assert torch.equal(mask, aligned)
+    count = int((~aligned).sum())
+    assert int((~reversed_).sum()) == count
+    assert int((~aligned & ~reversed_).sum()) == max(0, 2 * count - 144)
+
+
+def test_alternating_blocks_both_mask_what_does_not_matter() -> None:
+    importance = torch.ones(12, 12, dtype=torch.float64)
+    importance[:, :3] = 0
+    blocks = chain({"sparsity": 0.5, "importance": 1.0, "alternate": True}, importance)[1:5]
+    one, other = (~layers[0] for layers in blocks[:2])
+    assert one[:, :3].all()
+    assert other[:, :3].all()
+    assert not (one & other)[:, 3:].any()
+
+
+def test_alternating_masks_grow_and_are_redrawn() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Block(4), Block(4))
+    config = SparsityConfig(0.5, alternate=True, begin=0.0, end=1.0, selection="last")
+    s = Sparsifier(model, example(), config, total_steps=12)
+    drawn = []
+    for _ in range(12):
+        s.step()
+        masks = s.masks
+        assert not (~masks["1.conv2"] & ~masks["2.conv2"]).any()
+        assert masks["1.conv2"].sum() == masks["2.conv2"].sum()
+        drawn.append(masks["1.conv2"])
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(drawn[1:]))
+    s.freeze()
+    assert not (s.masks["1.conv2"] & ~drawn[-1]).any()
+
+
 def test_freeze_without_a_step_masks_an_untrained_model() -> None:
     s = sparsifier()
     s.freeze()
@@ -336,8 +397,8 @@ def test_example_may_be_arguments_by_place_or_name() -> None:
             return scale * self.conv(x)
 
     config = SparsityConfig(sparsity=0.5)
-    for given in [(2.0, example()), [2.0, example()[0]], {"x": example(), "scale": 2.0}]:
-        s = Sparsifier(Scaled(), given, config, total_steps=1)
+    for inputs in [(2.0, example()), [2.0, example()[0]], {"x": example(), "scale": 2.0}]:
+        s = Sparsifier(Scaled(), inputs, config, total_steps=1)
         assert s.masks["conv"].shape == (12, 18)
 
 
@@ -369,7 +430,7 @@ def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:
     for steps in (0, -1, 1.5, True, "9"):
         with pytest.raises(ConfigError, match="total_steps"):
             Sparsifier(Net(), example(), config, total_steps=steps)  # type: ignore[arg-type]
-    for model, given, message in [
+    for model, inputs, message in [
         (nn.Linear(3, 3), example(), "no Conv2d"),
         (Net(), torch.zeros(2, 3), "holds no tensor"),
         (Net(), torch.zeros(1, 4, 8, 8), "does not run .*RuntimeError"),
@@ -377,7 +438,7 @@ def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:
         (TwoSizes(), example(), "conv is called at several output sizes, 8x14 and 12x18"),
     ]:
         with pytest.raises(ModelError, match=message):
-            Sparsifier(model, given, config, total_steps=9)
+            Sparsifier(model, inputs, config, total_steps=9)
         assert not masked_layers(model)
         assert not hasattr(model, "semisparse_config")
     skipping = SparsityConfig(sparsity=0.3, skip=["conv"])

@@ -10,7 +10,7 @@ from semisparse._torchvision import ensure
 from semisparse.errors import ModelError
 from semisparse.sparsifier import Sparsifier, SparsityConfig
 from semisparse.trace import ROLES, Traced, trace
-from semisparse.training.resnet import resnet8
+from semisparse.training.resnet import resnet8, resnet20
 
 ensure()
 import timm
@@ -72,6 +72,44 @@ def test_roles_in_mobilenet_v2() -> None:
 def test_a_network_without_additions_has_a_stem_only() -> None:
     found = by_role(torchvision.models.vgg11())
     assert found == {"stem": ["features.0"], "block-last": [], "shortcut": []}
+
+
+def numbers(model: nn.Module, *args: Any) -> dict[str, int]:
+    return {name: t.residual_block for name, t in traced(model, *args).items()}
+
+
+def test_residual_blocks_are_counted_from_the_convolution_that_they_add_to() -> None:
+    found = numbers(resnet20(10), torch.zeros(1, 3, 32, 32))
+    assert found["stem.0"] == 0
+    assert {name: number for name, number in found.items() if name != "stem.0"} == {
+        name: int(name.split(".")[1]) + 1 for name in found if name != "stem.0"
+    }
+
+
+def test_convolutions_outside_of_residual_blocks_have_no_number() -> None:
+    found = numbers(torchvision.models.mobilenet_v2())
+    # Stages of 1, 2, 3, 4, 3, 3 and 1 blocks, of which the first of each has no residual.
+    blocks = [n for stage in (1, 2, 3, 4, 3, 3, 1) for n in range(stage)]
+    for name, number in found.items():
+        index = int(name.split(".")[1])
+        assert number == (blocks[index - 1] if 0 < index < 18 else 0), name
+    assert set(numbers(torchvision.models.vgg11()).values()) == {0}
+
+
+def test_gates_and_pools_do_not_end_the_count() -> None:
+    found = numbers(timm.create_model("seresnet50"))
+    assert found["layer3.5.conv2"] == found["layer3.5.se.fc1"] == 6
+    assert found["layer3.0.downsample.0"] == found["layer3.0.conv1"] == 1
+
+
+def test_a_block_within_a_block_counts_by_itself() -> None:
+    class Nested(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            inner = self.b(x)
+            return x + self.d(inner + self.c(inner))
+
+    assert numbers(Nested(None, None), torch.zeros(1, 3, 8, 8)) == {"a": 0, "b": 1, "c": 1, "d": 1}
 
 
 class Branches(nn.Module):

@@ -26,11 +26,14 @@ _TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What a layer ends up with: its final sparsity, 0 where it stays dense, fill and block."""
+    """What a layer ends up with: its final sparsity, 0 where it stays dense, fill and block, and
+    whether its score is reversed, so that the highest one is masked first.
+    """
 
     sparsity: float
     fill: str
     block: int
+    reverse: bool = False
 
 
 def layer_rules(
@@ -49,7 +52,8 @@ def layer_rules(
     Args:
         config: the rules.
         convolutions: by name.
-        traced: of the same names, for roles and, where a block is ``"auto"``, planes.
+        traced: of the same names, for roles, residual blocks and, where a block is ``"auto"``,
+            planes.
 
     Raises:
         ConfigError: if a rule matches no convolution.
@@ -79,6 +83,7 @@ def layer_rules(
             sparsities[name],
             fills[name],
             _block_of(conv, traced[name]) if blocks[name] == "auto" else blocks[name],
+            reverse=config.alternate and traced[name].residual_block % 2 == 1,
         )
         for name, conv in convolutions.items()
     }

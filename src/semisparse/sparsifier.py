@@ -293,12 +293,14 @@ class Sparsifier:
         size = (2,) if self.config.masks == "blue-noise" else self._score_size
         return torch.rand(size, dtype=torch.float64, generator=self._generator)
 
-    def _score(self, draw: Tensor, plane: torch.Size, block: int) -> Tensor:
+    def _score(self, draw: Tensor, plane: torch.Size, rule: LayerRule) -> Tensor:
         height, width = plane
         if self.config.masks == "blue-noise":
-            score = blue_noise_score(draw, height, width, block)
+            score = blue_noise_score(draw, height, width, rule.block)
         else:
             score = propagate(draw, height, width)
+        if rule.reverse:
+            score = 1 - score
         if not self.config.importance:
             return score
         if self.importance is None:
@@ -316,7 +318,7 @@ class Sparsifier:
         for name, layer in self._layers.items():
             rule, size = self._rules[name], layer.mask.shape
             if (size, rule) not in made:
-                score = self._score(draw, size, rule.block)
+                score = self._score(draw, size, rule)
                 sparsity = self._sparsity_at(progress, rule.sparsity)
                 mask = mask_from_score(score, sparsity, rule.block)
                 made[size, rule] = mask, source_map(mask, rule.fill)

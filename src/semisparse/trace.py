@@ -28,10 +28,15 @@ class Traced:
             in an addition of two branches of which one has more convolutions than the other, the
             last convolution of the longer branch is ``"block-last"``, and the last one of the
             shorter branch, if the branch has any of its own, a ``"shortcut"``.
+        residual_block: the how-many-th of the blocks that were added, one after another, to what
+            some convolution left, if the convolution is in a branch of such a block; 0 outside of
+            blocks. So successive blocks have successive numbers, and a block whose shortcut is a
+            convolution begins with 1 again.
     """
 
     planes: set[tuple[int, int]] = field(default_factory=set)
     roles: set[str] = field(default_factory=set)
+    residual_block: int = 0
 
 
 def trace(
@@ -79,12 +84,14 @@ def trace(
 @dataclass(frozen=True)
 class _History:
     """How a tensor came about: the convolutions before it, the length of the longest chain of
-    them, and the last one, if the tensor lies on its plane and no addition came since.
+    them, the last one, if the tensor lies on its plane and no addition came since, and how many
+    residual blocks ended since the last one.
     """
 
     convolutions: frozenset[str] = frozenset()
     depth: int = 0
     last: str | None = None
+    blocks: int = 0
 
 
 class _Watch(TorchFunctionMode):
@@ -140,7 +147,13 @@ class _Watch(TorchFunctionMode):
                 self._traced[long.last].roles.add("block-last")
             if short.last is not None and short.last not in long.convolutions:
                 self._traced[short.last].roles.add("shortcut")
-        return _History(one.convolutions | other.convolutions, long.depth)
+            blocks = short.blocks + 1
+            for name in one.convolutions ^ other.convolutions:
+                # Of a block within a block it is the inner one.
+                self._traced[name].residual_block = self._traced[name].residual_block or blocks
+        else:
+            blocks = max(short.blocks, long.blocks)
+        return _History(one.convolutions | other.convolutions, long.depth, blocks=blocks)
 
     def _get(self, tensor: Tensor) -> _History:
         reference, history = self._histories.get(id(tensor), (None, _History()))
@@ -159,6 +172,7 @@ def _join(passing: list[tuple[_History, torch.Size]], output: Tensor) -> _Histor
         frozenset().union(*(history.convolutions for history, _ in passing)),
         deepest.depth,
         deepest.last if shape is not None and shape[-2:] == output.shape[-2:] else None,
+        deepest.blocks,
     )
 
 

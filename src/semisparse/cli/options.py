@@ -84,6 +84,15 @@ Importance = Annotated[
 ]
 
 
+Alternate = Annotated[
+    bool,
+    typer.Option(
+        help="Mask other positions in every other residual block; for --only block-last.",
+        rich_help_panel=MASKS,
+    ),
+]
+
+
 def _block(value: int | str) -> int | str:
     # The default, a number, comes by here too.
     return int(value) if str(value).isdecimal() else value

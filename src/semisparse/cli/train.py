@@ -68,6 +68,7 @@ def train(
     fill: options.Fill = SparsityConfig.fill,
     masks: options.Masks = SparsityConfig.masks,
     importance: options.Importance = SparsityConfig.importance,
+    alternate: options.Alternate = SparsityConfig.alternate,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
     only: options.Only = None,
