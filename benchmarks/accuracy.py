@@ -38,18 +38,20 @@ from semisparse.files import writing
 from semisparse.importance import measure
 from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
-from semisparse.training.apply import apply
+from semisparse.training.apply import Change, apply
+from semisparse.training.calibrate import recalibrate, statistics_of
 from semisparse.training.data import load
 from semisparse.training.distillation import distillation_loss
 from semisparse.training.pruning import prune
-from semisparse.training.resnet import SmallResNet, resnet8
+from semisparse.training.resnet import SmallResNet, resnet8, resnet20
 
 SIZE = 32
 BATCH = 500
 # A tenth faster to train, in bfloat16, than the default.
 LAYOUT = torch.channels_last
-CALIBRATION_IMAGES = 2000
 IMPORTANCE_IMAGES = 500
+# Without instructions for it bfloat16 takes ten times as long as fp32.
+PRECISIONS = ("bf16", "fp32")
 
 Images = tuple[Tensor, Tensor]
 
@@ -72,6 +74,7 @@ def inverted_residuals(num_classes: int, input_channels: int) -> nn.Sequential:
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet8": resnet8,
+    "resnet20": resnet20,
     "inverted-residuals": inverted_residuals,
 }
 
@@ -86,7 +89,8 @@ class Method:
         size: height and width of the images.
         channels: share of the channels that is pruned.
         width: of a narrower resnet8, trained as long as the dense network; 0 is that itself.
-        trained: fine-tuned, or else only recalibrated on unlabelled images.
+        trained: fine-tuned, or else only recalibrated on unlabelled images, where it has masks or
+            a size of its own.
         distilled: fine-tuned towards the outputs of the dense network.
         draws: of the masks, if not fine-tuned; the one that changes the outputs least is kept.
     """
@@ -132,6 +136,24 @@ SINGLE_POSITIONS = {
     "uniform 0.5": Method("uniform", SparsityConfig(0.5)),
     "resolution 22": Method("resolution", size=22),
 }
+# Those of the alternating masks in docs/accuracy.md, each beside the same in step.
+ALTERNATING = {
+    **{
+        f"{kind} {sparsity}{untrained}{alternate}": Method(
+            "untrained" if untrained else kind,
+            masks(sparsity, alternate=bool(alternate)),
+            trained=not untrained,
+        )
+        for untrained in ("", ", untrained")
+        for kind, masks in (("block-last", _block_last), ("uniform", SparsityConfig))
+        for sparsity in (0.2, 0.3, 0.5, 0.75)
+        for alternate in ("", ", alternate")
+    },
+    **{
+        f"resolution {size}, untrained": Method("untrained", size=size, trained=False)
+        for size in (30, 27, 24, 22)
+    },
+}
 METHODS = {
     "dense": Method("dense"),
     "paper 0.3": Method("paper", SparsityConfig.paper(0.3), distilled=False),
@@ -165,10 +187,9 @@ METHODS = {
     "block-last 0.5, blocks": Method("blocks", _block_last(0.5, block="auto")),
     "uniform 0.5, blocks": Method("blocks", SparsityConfig(0.5, block="auto")),
     "channels 0.3": Method("channels", channels=0.3),
-    **LABELS_ONLY,
-    **SINGLE_POSITIONS,
 }
-DEFAULT = [name for name in METHODS if name not in {*LABELS_ONLY, *SINGLE_POSITIONS}]
+DEFAULT = list(METHODS)
+METHODS = {**LABELS_ONLY, **SINGLE_POSITIONS, **ALTERNATING, **METHODS}
 
 
 def main() -> None:
@@ -182,6 +203,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
     parser.add_argument("--learning-rate", type=float, default=0.05, help="of fine-tuning")
     parser.add_argument("--dense-epochs", type=int, default=6, help="of the dense training before")
+    parser.add_argument("--dense-images", type=int, default=54000, help="for it; of 54000")
+    parser.add_argument("--calibration-images", type=int, default=2000, help="if not fine-tuned")
+    parser.add_argument("--test-images", type=int, default=10000, help="of 10000")
+    parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help="of training")
     parser.add_argument("--rounds", type=int, default=30, help="samples of each latency; 0: none")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -235,15 +260,26 @@ def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         steps = max(1, options.epochs * (len(images) // 64))
         sparsifier = _masked(model, images, method, seed, steps)
         rate = options.learning_rate
-        _train(model, (images, classes), options.epochs, rate, 64, seed, sparsifier, targets)
+        _train(
+            *(model, (images, classes), options.epochs, rate, 64, seed, options.precision),
+            *(sparsifier, targets),
+        )
         if sparsifier is not None:
             sparsifier.freeze()
     elif method.masks is not None:
         config = replace(method.masks, seed=seed)
-        apply(model, images[:CALIBRATION_IMAGES], config, draws=method.draws, batch_size=BATCH)
-    images, classes = _data(options, "test")
-    hits = _outputs(model, _resized(images, method.size)).argmax(1) == classes
-    return {"accuracy": 100 * float(hits.double().mean())}
+        count = options.calibration_images
+        apply(model, images[:count], config, draws=method.draws, batch_size=BATCH)
+    elif method.size != SIZE:
+        count = options.calibration_images
+        recalibrate(model, images[:count], BATCH, statistics_of(model, full[:count], BATCH))
+    full, classes = (part[: options.test_images] for part in _data(options, "test"))
+    outputs = _outputs(model, _resized(full, method.size))
+    reference = _reference(options, seed, full)
+    return {
+        "accuracy": 100 * float((outputs.argmax(1) == classes).double().mean()),
+        "divergence": Change.between(outputs, reference).divergence,
+    }
 
 
 def _masked(
@@ -266,11 +302,22 @@ def _dense(options: argparse.Namespace, seed: int, width: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = _create(options.model, width).to(memory_format=LAYOUT)
     if not path.exists():
-        _train(model, _data(options, "train"), options.dense_epochs, 0.2, 128, seed)
+        images, classes = (part[: options.dense_images] for part in _data(options, "train"))
+        _train(model, (images, classes), options.dense_epochs, 0.2, 128, seed, options.precision)
         with writing(path) as draft:
             torch.save(model.state_dict(), draft)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model
+
+
+def _reference(options: argparse.Namespace, seed: int, images: Tensor) -> Tensor:
+    """The outputs of the dense network of a seed for the test images."""
+    path = options.out / f"reference-{seed}.pt"
+    if not path.exists():
+        outputs = _outputs(_dense(options, seed), images)
+        with writing(path) as draft:
+            torch.save(outputs, draft)
+    return torch.load(path, weights_only=True)
 
 
 def _data(options: argparse.Namespace, part: str) -> Images:
@@ -278,9 +325,9 @@ def _data(options: argparse.Namespace, part: str) -> Images:
     path = options.out / f"{part}.pt"
     if not path.exists():
         split = getattr(load("fashion-mnist", image_size=SIZE), part)
-        batches = list(torch.utils.data.DataLoader(split, BATCH))
+        pictures, classes = zip(*(split[index] for index in range(len(split))), strict=True)
         with writing(path) as draft:
-            torch.save(tuple(torch.cat(parts) for parts in zip(*batches, strict=True)), draft)
+            torch.save((torch.stack(pictures), torch.tensor(classes)), draft)
     images, classes = torch.load(path, weights_only=True)
     return images, classes
 
@@ -298,6 +345,7 @@ def _train(
     learning_rate: float,
     batch: int,
     seed: int,
+    precision: str,
     sparsifier: Sparsifier | None = None,
     targets: Tensor | None = None,
 ) -> None:
@@ -324,7 +372,7 @@ def _train(
             group["lr"] = learning_rate * cosine * min(1, (step + 1) / max(1, 0.05 * steps))
         if sparsifier is not None:
             sparsifier.step()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images).float()
         loss = functional.cross_entropy(logits, classes)
         if targets is not None:
@@ -418,7 +466,15 @@ def _report(options: argparse.Namespace) -> None:
         }
         if scores:
             accuracies = {seed: score["accuracy"] for seed, score in scores.items()}
-            rows.append({"name": name, "accuracies": accuracies, **figures.get(name, {})})
+            divergences = {seed: score["divergence"] for seed, score in scores.items()}
+            rows.append(
+                {
+                    "name": name,
+                    "accuracies": accuracies,
+                    "divergences": divergences,
+                    **figures.get(name, {}),
+                }
+            )
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "methods")}
     results = {"settings": settings, "machine": describe(), "rows": rows}
     with writing(options.out / "results.json") as draft:
@@ -435,13 +491,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     """Means and standard deviations over seeds; drops are from the dense network of the seed."""
     dense: dict[str, Any] = next((row for row in rows if row["name"] == "dense"), {})
     lines = [
-        "| | seeds | test accuracy | drop | cost | ms, ours | ms, ONNX Runtime | speedup |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| | seeds | accuracy | drop | divergence | cost | ms, ours | ms, ONNX Runtime | speedup |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         own, base = row["accuracies"], dense.get("accuracies", {})
         drops = [base[seed] - own[seed] for seed in own if seed in base]
         cells = [row["name"], str(len(own)), _spread(list(own.values())), _spread(drops)]
+        cells.append(_spread(list(row["divergences"].values()), 3))
         latencies = [""] * 4
         if "operations" in row and dense:
             stock = row["stock"]
@@ -460,10 +517,10 @@ def _latency(row: dict[str, Any]) -> float:
     return min(row["ours"], row["stock"] or math.inf)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], digits: int = 2) -> str:
     if len(values) < 2:
-        return f"{values[0]:.2f}" if values else ""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.{digits}f}" if values else ""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _chart(rows: list[dict[str, Any]], path: Path) -> None:
