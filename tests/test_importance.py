@@ -424,7 +424,7 @@ def test_apply_and_tune_take_it_and_alternation_too(invoke, dense, tmp_path):
     assert figures["before"]["divergence"] == pytest.approx(divergence, rel=1e-3)
 
     out = tmp_path / "tuned.json"
-    goal = ["--max-drop", 60, "--importance", 0.5, "--alternate", "--images", 60]
+    goal = ["--max-drop", 60, "--importance", 0.5, "--images", 60]
     invoke("tune", dense, *goal, "--rounds", 4, "--sparsities", "0.4,0.6", "--out", out)
     tuned = SparsityConfig.from_json(out.read_text())
-    assert (tuned.importance, tuned.alternate) == (0.5, True)
+    assert tuned.importance == 0.5

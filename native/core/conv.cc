@@ -277,8 +277,8 @@ Conv::Plane Conv::output_plane(int64_t height, int64_t width) const {
 }
 
 // Of mr_ rows each: as many as leave the rows in the first-level cache for the next panel. Calls of
-// four tiles make the expansion of 112x112 with 16 channels to 96 8% faster than calls of one (EPYC,
-// Zen 4, AVX-512), calls of eight another 5% (Zen 3, AVX2).
+// four tiles make the expansion of 112x112 with 16 channels to 96 8% faster than calls of one
+// (EPYC, Zen 4, AVX-512), calls of eight another 5% (Zen 3, AVX2).
 size_t Conv::tiles_per_call() const {
   constexpr size_t kMost = 8;
   constexpr size_t kRowFloats = 4096;

@@ -77,7 +77,8 @@ class Conv {
     size_t weights;  // offset into weights_
   };
   // Panels whose rows are found once for all of them: together no wider than the widest kernel of
-  // any instruction set. Finding them anew for each panel of 16 channels took a tenth of a 3x3 layer.
+  // any instruction set. Finding them anew for each panel of 16 channels took a tenth of a 3x3
+  // layer.
   struct PanelGroup {
     size_t begin, end;  // in panels_
     size_t channel, channels;

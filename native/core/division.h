@@ -26,10 +26,10 @@ class Calls {
 };
 
 // The inputs of a call's next one, fetched a line every four channels while the call computes panel
-// after panel. They lie behind its last row where a layer has one tap, and mostly so where positions
-// are masked. From 256 channels to 64 at 56x56 that is worth 20% (EPYC, Zen 3, AVX2): six rows of a
-// kilobyte each, in turns, are no stream that the processor would notice. Where the inputs are in
-// the second-level cache, as in chains, it costs thin layers 5%.
+// after panel. They lie behind its last row where a layer has one tap, and mostly so where
+// positions are masked. From 256 channels to 64 at 56x56 that is worth 20% (EPYC, Zen 3, AVX2): six
+// rows of a kilobyte each, in turns, are no stream that the processor would notice. Where the
+// inputs are in the second-level cache, as in chains, it costs thin layers 5%.
 class NextInputs {
  public:
   NextInputs(const float* behind, size_t rows, size_t channels, size_t mr)

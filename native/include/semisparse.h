@@ -47,10 +47,7 @@ typedef enum semisparse_fill {
       1 /* masked positions take the linear part of the nearest computed one */
 } semisparse_fill;
 
-typedef enum semisparse_layout {
-  SEMISPARSE_NHWC = 0,
-  SEMISPARSE_NCHW = 1
-} semisparse_layout;
+typedef enum semisparse_layout { SEMISPARSE_NHWC = 0, SEMISPARSE_NCHW = 1 } semisparse_layout;
 
 typedef struct semisparse_conv semisparse_conv;
 
@@ -123,7 +120,8 @@ SEMISPARSE_API semisparse_status semisparse_conv_output_size(const semisparse_co
 
 /* y = activation(fill(W * x) + bias + residual). x: [batch, height, width, in_channels], or with
  * input_layout NCHW [batch, in_channels, height, width]; residual and y: [batch, out_height,
- * out_width, out_channels]; residual may be NULL, and may not overlap y. No alignment is required. */
+ * out_width, out_channels]; residual may be NULL, and may not overlap y. No alignment is required.
+ */
 SEMISPARSE_API semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x,
                                                      int64_t batch, int64_t height, int64_t width,
                                                      const float* residual, float* y,

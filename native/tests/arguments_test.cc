@@ -25,8 +25,8 @@ void check_refused(semisparse_status got, semisparse_status want = SEMISPARSE_IN
 
 // A 3x3 convolution from 2 to 4 channels on a 5x5 plane, with one thing wrong.
 struct Arguments {
-  semisparse_conv_desc desc{2, 4, 1, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_IDENTITY,
-                            0, 0, SEMISPARSE_NHWC};
+  semisparse_conv_desc desc{
+      2, 4, 1, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, SEMISPARSE_IDENTITY, 0, 0, SEMISPARSE_NHWC};
   std::vector<float> weights = std::vector<float>(72, 0.5f);
   std::vector<float> bias = std::vector<float>(4, 1.0f);
   std::vector<int32_t> source = std::vector<int32_t>(25, 0);
@@ -79,9 +79,8 @@ void check_create() {
   refuse("group that divides neither", [](Arguments& a) { a.desc.group = 3; });
   refuse("group that divides one", [](Arguments& a) { a.desc.group = 4; });
   for (const int value : {-1, 2, 1 << 30}) {
-    refuse("input_layout", [=](Arguments& a) {
-      std::memcpy(&a.desc.input_layout, &value, sizeof(value));
-    });
+    refuse("input_layout",
+           [=](Arguments& a) { std::memcpy(&a.desc.input_layout, &value, sizeof(value)); });
   }
   for (const int value : {-1, 7, 1 << 30}) {
     refuse("activation", [=](Arguments& a) {

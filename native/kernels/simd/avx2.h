@@ -28,7 +28,9 @@ struct Vec {
   // acc += a * b. From the intrinsic GCC 12 makes instructions that overwrite a or b instead, and
   // with 12 accumulators in 16 registers pays with copies and spills: 6 x 16 kernels had 65% of the
   // FMA peak with it, and have 96% so (EPYC, Zen 3).
-  static void accumulate(T& acc, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
+  static void accumulate(T& acc, T a, T b) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+  }
   // x86 gives the second operand where either is NaN, so a NaN in v comes through.
   static T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
   static T max_nan(T a, T b) {

@@ -34,8 +34,8 @@ struct Vec {
   static T div(T a, T b) { return vdivq_f32(a, b); }
   static T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static void accumulate(T& acc, T a, T b) { acc = fma(a, b, acc); }
-  // acc += a * b[K], one instruction that needs no broadcast of b. From the intrinsic GCC 12 makes a
-  // copy of an accumulator in every seventh of them (8 x 8 kernel).
+  // acc += a * b[K], one instruction that needs no broadcast of b. From the intrinsic GCC 12 makes
+  // a copy of an accumulator in every seventh of them (8 x 8 kernel).
   template <int K>
   static void accumulate_lane(T& acc, T a, T b) {
     asm("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(acc) : "w"(a), "w"(b), "i"(K));

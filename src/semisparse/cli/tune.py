@@ -81,7 +81,6 @@ def tune(
     max_unreadable: options.MaxUnreadable = 0.01,
     fill: options.Fill = "nearest",
     importance: options.Importance = SparsityConfig.importance,
-    alternate: options.Alternate = SparsityConfig.alternate,
     block: options.Block = "auto",
     skip: options.Skip = None,
     seed: Annotated[
@@ -184,12 +183,7 @@ def tune(
     else:
         table = _read(latencies, dense)
     config = SparsityConfig(
-        0.5,
-        skip=tuple(skip or ()),
-        fill=table.fill,
-        importance=importance,
-        alternate=alternate,
-        seed=seed,
+        0.5, skip=tuple(skip or ()), fill=table.fill, importance=importance, seed=seed
     )
     tuner, reasons = _tuner(network, batch, validation, config, table, work, console)
     with still_bar(console) as bar:

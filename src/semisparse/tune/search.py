@@ -67,7 +67,7 @@ class Tuner:
         model: without masks, in evaluation mode; it stays as it is.
         images: `[N, C, H, W]`, prepared as for the model; they need no labels.
         labelled: other such images, and labels `[N]`; None where there are none.
-        config: whose fill, kind of masks, importance, alternation and seed count.
+        config: whose fill, kind of masks, importance and seed count.
         table: of the model's latencies.
         costs: of the options that are open, by `sensitivity.measure`.
     """
@@ -174,7 +174,6 @@ class Tuner:
             },
             masks=self.config.masks,
             importance=self.config.importance,
-            alternate=self.config.alternate,
             seed=self.config.seed,
         )
 

@@ -59,7 +59,7 @@ def measure(
         model: `[N, C, H, W] -> [N, num_classes]`, without masks; it is left so.
         images: `[N, C, H, W]`, prepared as for the model.
         candidates: options, with their units.
-        config: whose fill, kind of masks, importance, alternation and seed count.
+        config: whose fill, kind of masks, importance and seed count.
         cache: keeps what is measured.
         progress: called with (candidates done, candidates in all).
 
@@ -98,7 +98,6 @@ def _masked_run(
         block=option.block,
         masks=config.masks,
         importance=config.importance,
-        alternate=config.alternate,
         seed=config.seed,
     )
     device = next(model.parameters()).device
