@@ -18,8 +18,9 @@ constexpr size_t kSmallestTaskFlops = size_t{256} << 10;
 constexpr size_t kRowsPerStream = 96;
 
 // A row of a plane from a channel after the other to all channels of a pixel after those of the
-// other. With the number of channels known: a network's input, of 3 channels at 224x224, takes 60
-// us instead of the 110 us of a transpose by ONNX Runtime and the 25 us of padding its result.
+// other. The usual numbers of a network's input are known to the loop. MobileNetV2's first
+// convolution takes 0.58 ms so, and 0.52 behind a transpose by ONNX Runtime of 0.11, which is not
+// divided among threads (EPYC, Zen 3).
 template <int64_t kChannels>
 void interleave_of(const float* from, int64_t plane, int64_t width, float* to) {
   for (int64_t x = 0; x < width; ++x, to += kChannels) {
