@@ -36,7 +36,7 @@ from semisparse.tune.table import LatencyTable, Option, Unit
 from semisparse.tune.variants import can_mask, places, put_masks, spread_mask
 
 QUICK = {"model": "semisparse/resnet8", "data": "digits", "image_size": 16, "batch_size": 64}
-FEW = ["--images", 60, "--rounds", 4, "--sparsities", "0.3,0.6"]
+FEW = ["--images", 60, "--rounds", 40, "--sparsities", "0.3,0.6"]
 
 
 @pytest.fixture(scope="module")
