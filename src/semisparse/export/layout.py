@@ -22,8 +22,8 @@ from semisparse.export.fuse import is_conv
 from semisparse.export.graph import remove_unused
 from semisparse.export.twins import TO_NHWC, Twins
 
-# With fewer channels than these the library copies the input in any case, and transposes it as it
-# does so (docs/kernels.md).
+# With fewer channels than these (kShortTap in core/conv.cc) the library copies the input in any
+# case, and transposes it as it does so.
 _FEW_CHANNELS = 16
 
 
