@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,9 +82,12 @@ def start(launch, chosen: dict, out: Path):
 
 def wait_for_checkpoints(process, out: Path, count: int) -> None:
     """Until so many more have been written, or the run has ended."""
-    path, seen = out / "checkpoints" / "last.ckpt", set()
+    path = out / "checkpoints" / "last.ckpt"
+    seen = {path.stat().st_ino if path.exists() else 0}
     for _ in range(60_000):
-        seen.add(path.stat().st_ino if path.exists() else 0)
+        # The last one is away for a moment, while it becomes the previous one.
+        with suppress(FileNotFoundError):
+            seen.add(path.stat().st_ino)
         if len(seen) > count or not process.is_alive():
             return
         time.sleep(0.001)
