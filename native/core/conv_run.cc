@@ -17,23 +17,40 @@ constexpr size_t kSmallestTaskFlops = size_t{256} << 10;
 // Every task streams its group from beyond the cache once, which enough rows must pay for.
 constexpr size_t kRowsPerStream = 96;
 
-// A row of a plane from a channel after the other to all channels of a pixel after those of the
-// other. The usual numbers of a network's input are known to the loop. MobileNetV2's first
-// convolution takes 0.58 ms so, and 0.52 behind a transpose by ONNX Runtime of 0.11, which is not
-// divided among threads (EPYC, Zen 3).
-template <int64_t kChannels>
-void interleave_of(const float* from, int64_t plane, int64_t width, float* to) {
-  for (int64_t x = 0; x < width; ++x, to += kChannels) {
-    for (int64_t c = 0; c < kChannels; ++c) to[c] = from[c * plane + x];
-  }
+using Four = float __attribute__((vector_size(16)));
+
+Four load_four(const float* from) {
+  Four four;
+  std::memcpy(&four, from, sizeof(four));
+  return four;
 }
 
+// Of three channels, the usual number; returns how many pixels it did. One float after the other
+// takes 41 us for 224x224, and this 15, of MobileNetV2's first convolution of 272 (EPYC, Zen 4).
+int64_t interleave_three(const float* from, int64_t plane, int64_t width, float* to) {
+  int64_t x = 0;
+  for (; x + 4 <= width; x += 4) {
+    const Four r = load_four(from + x);
+    const Four g = load_four(from + plane + x);
+    const Four b = load_four(from + 2 * plane + x);
+    const Four rg01 = __builtin_shufflevector(r, g, 0, 4, 1, 5);
+    const Four rg23 = __builtin_shufflevector(r, g, 2, 6, 3, 7);
+    const Four br01 = __builtin_shufflevector(b, r, 0, 5, 0, 5);
+    const Four gb12 = __builtin_shufflevector(g, b, 1, 5, 2, 6);
+    const Four three[] = {__builtin_shufflevector(rg01, br01, 0, 1, 4, 5),
+                          __builtin_shufflevector(gb12, rg23, 0, 1, 4, 5),
+                          __builtin_shufflevector(b, rg23, 2, 6, 7, 3)};
+    std::memcpy(to + 3 * x, three, sizeof(three));
+  }
+  return x;
+}
+
+// A row of a plane from a channel after the other to all channels of a pixel after those of the
+// other.
 void interleave(const float* from, int64_t plane, int64_t channels, int64_t width, float* to) {
-  if (channels == 1) return interleave_of<1>(from, plane, width, to);
-  if (channels == 3) return interleave_of<3>(from, plane, width, to);
-  if (channels == 4) return interleave_of<4>(from, plane, width, to);
+  const int64_t done = channels == 3 ? interleave_three(from, plane, width, to) : 0;
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t x = 0; x < width; ++x) to[x * channels + c] = from[c * plane + x];
+    for (int64_t x = done; x < width; ++x) to[x * channels + c] = from[c * plane + x];
   }
 }
 
@@ -102,13 +119,12 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
 
   if (const Winograd* winograd = fastest_winograd(work.images, out)) {
     run_winograd(*winograd, work, parallel);
-  } else if (dwconv_ != nullptr) {
-    divide(work);
-    parallel(work.tasks, [&](size_t task) { dwconv_task(work, task); });
   } else {
     divide(work);
-    pack_panels(staying_);
-    parallel(work.tasks, [&](size_t task) { igemm_task(work, task); });
+    if (dwconv_ == nullptr) pack_panels(staying_);
+    parallel(work.tasks, [&](size_t task) {
+      dwconv_ != nullptr ? dwconv_task(work, task) : igemm_task(work, task);
+    });
   }
   if (scratch != nullptr) scratch_.give_back(std::move(scratch));
 }
