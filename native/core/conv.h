@@ -13,7 +13,6 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/rows.h"
-#include "core/scratch.h"
 #include "core/select.h"
 #include "core/source_map.h"
 #include "core/winograd.h"
@@ -148,7 +147,6 @@ class Conv {
   const epilogue::Kernel* epilogue_;
   epilogue::Activate activate_ = nullptr;  // null where the activation is a clamp
   float lo_, hi_;
-  mutable ScratchSlot scratch_;
 };
 
 }  // namespace semisparse

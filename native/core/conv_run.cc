@@ -6,6 +6,7 @@
 
 #include "core/conv_work.h"
 #include "core/error.h"
+#include "core/scratch.h"
 
 namespace semisparse {
 namespace {
@@ -91,14 +92,13 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
   work.spreads = residual != nullptr && positions_ && !positions_->copies.empty();
 
   const bool along_rows = runs_along_rows();
-  std::unique_ptr<ScratchSlot::Piece> scratch;
+  std::optional<ThreadScratch> scratch;
   if (along_rows || reads_nchw()) {
     const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
     const int64_t padded_width = width + desc_.pads[1] + desc_.pads[3];
-    scratch = scratch_.take(
-        static_cast<size_t>(batch * padded_height * padded_width * desc_.in_channels));
-    pad_input(x, batch, height, width, scratch->data.get(), parallel);
-    g.x = scratch->data.get();
+    scratch.emplace(static_cast<size_t>(batch * padded_height * padded_width * desc_.in_channels));
+    pad_input(x, batch, height, width, scratch->data(), parallel);
+    g.x = scratch->data();
     g.height = padded_height;
     g.width = padded_width;
     g.pad_top = g.pad_left = 0;
@@ -126,7 +126,6 @@ void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, con
       dwconv_ != nullptr ? dwconv_task(work, task) : igemm_task(work, task);
     });
   }
-  if (scratch != nullptr) scratch_.give_back(std::move(scratch));
 }
 
 void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,

@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/isa.h"
 #include "core/packing.h"
+#include "core/scratch.h"
 #include "core/winograd_weights.h"
 
 namespace semisparse {
@@ -288,8 +289,8 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
                std::min(ceil_div(kFewestTasks, panels_.size()), tiles / kSmallestBlock));
   // So many are transformed before they are multiplied, as all threads need for their share.
   const size_t at_once = ceil_div(kTasksWanted, panels_.size());
-  auto scratch = scratch_.take(std::min(tiles, at_once * ceil_div(tiles, blocks)) * v_stride_);
-  float* v = scratch->data.get();
+  const ThreadScratch scratch(std::min(tiles, at_once * ceil_div(tiles, blocks)) * v_stride_);
+  float* v = scratch.data();
 
   for (size_t first = 0; first < blocks; first += at_once) {
     const size_t last = std::min(blocks, first + at_once);
@@ -315,7 +316,6 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
       transform_output(run, tiling, block, m, done);
     });
   }
-  scratch_.give_back(std::move(scratch));
 }
 
 }  // namespace semisparse

@@ -8,7 +8,6 @@
 #include "core/buffer.h"
 #include "core/parallel.h"
 #include "core/rows.h"
-#include "core/scratch.h"
 #include "core/source_map.h"
 #include "kernels/igemm/igemm.h"
 #include "kernels/winograd/winograd.h"
@@ -101,7 +100,6 @@ class Winograd {
   // Larger than the packed weights, so made only once a run is seen to be faster with them.
   mutable std::once_flag once_;
   mutable Buffer weights_;  // [panel][products][in_channels][nr]
-  mutable ScratchSlot scratch_;
 };
 
 }  // namespace semisparse
