@@ -153,6 +153,13 @@ ALTERNATING = {
         f"resolution {size}, untrained": Method("untrained", size=size, trained=False)
         for size in (30, 27, 24, 22)
     },
+    **{
+        f"resolution {size}, block-last 0.5, alternate": Method(
+            "both", _block_last(0.5, alternate=True), size=size
+        )
+        for size in (30, 29, 28)
+    },
+    "resolution 25": Method("resolution", size=25),
 }
 METHODS = {
     "dense": Method("dense"),

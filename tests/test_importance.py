@@ -8,6 +8,7 @@ import io
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from rich.progress import Progress
@@ -386,10 +387,10 @@ def plain_masks(dense: Path, images: Tensor) -> dict[str, Tensor]:
     return sparsifier.masks
 
 
-def test_apply_takes_it_and_alternation_and_tune_takes_it_alone(invoke, dense, tmp_path):
+def test_apply_and_tune_take_it(invoke, dense, tmp_path):
     images = calibration_images("digits", 60, image_size=16)
     only = ["layer1.0.conv1"]
-    config = SparsityConfig(0.4, importance=2.0, alternate=True, block=4, only=only)
+    config = SparsityConfig(0.4, importance=2.0, block=4, only=only)
     model = saved.FinishedRun(dense).dense()
     with torch.no_grad():
         reference = model(images)
@@ -397,24 +398,20 @@ def test_apply_takes_it_and_alternation_and_tune_takes_it_alone(invoke, dense, t
         Sparsifier(model, images[:1], config, 1, importance).freeze()
         divergence = Change.between(model(images), reference).divergence
 
-    # tune takes importance alone.
     model = saved.FinishedRun(dense).dense()
-    aligned = dataclasses.replace(config, alternate=False)
+    unweighted = dataclasses.replace(config, importance=0.0)
     option = Option(("layer1.0.conv1",), 4, 0.4, 0.3, 0.01)
     unit = Unit(option.layers, ((16, 16, 3, 3),), ((16, 16),), 1e-5, (option,))
-    cache = Cache(tmp_path / "costs.json", sensitivity.key(model, images, aligned))
-    costs = sensitivity.measure(model, images, [(unit, option)], aligned, cache)
-    apart = {}
-    for other in (aligned, dataclasses.replace(config, importance=0.0)):
-        sparsifier = Sparsifier(model, images[:1], other, 1, importance)
-        sparsifier.freeze()
-        with torch.no_grad():
-            apart[other.importance] = Change.between(model(images), reference).divergence
-        sparsifier.detach()
-    assert costs[unit.name, option] == pytest.approx(apart[2.0], rel=1e-4)
-    assert all(other != pytest.approx(divergence, rel=0.01) for other in apart.values())
-    unweighted = dataclasses.replace(aligned, importance=0.0)
-    assert sensitivity.key(model, images, unweighted) != sensitivity.key(model, images, aligned)
+    cache = Cache(tmp_path / "costs.json", sensitivity.key(model, images, config))
+    costs = sensitivity.measure(model, images, [(unit, option)], config, cache)
+    assert costs[unit.name, option] == pytest.approx(divergence, rel=1e-4)
+    sparsifier = Sparsifier(model, images[:1], unweighted, 1, importance)
+    sparsifier.freeze()
+    with torch.no_grad():
+        apart = Change.between(model(images), reference).divergence
+    sparsifier.detach()
+    assert apart != pytest.approx(divergence, rel=0.01)
+    assert sensitivity.key(model, images, unweighted) != sensitivity.key(model, images, config)
 
     applied = apply(model, images, config, draws=1)
     assert applied.before.divergence == pytest.approx(divergence, rel=1e-4)
@@ -425,6 +422,8 @@ def test_apply_takes_it_and_alternation_and_tune_takes_it_alone(invoke, dense, t
     chosen += ["--out", out, "--json"]
     figures = json.loads(invoke("apply", *chosen).stdout)
     assert figures["before"]["divergence"] == pytest.approx(divergence, rel=1e-3)
+    (written,) = (p.value for p in onnx.load(out).metadata_props if p.key == "semisparse.config")
+    assert SparsityConfig.from_json(written).alternate
 
     out = tmp_path / "tuned.json"
     goal = ["--max-drop", 60, "--importance", 0.5, "--images", 60]

@@ -9,7 +9,14 @@ from hypothesis.extra import numpy as hnp
 from torch.nn.functional import adaptive_avg_pool2d
 
 from semisparse.errors import MaskError
-from semisparse.masks import can_mask, mask_from_score, propagate, source_map, sparsity_of
+from semisparse.masks import (
+    can_mask,
+    mask_from_score,
+    propagate,
+    source_map,
+    sparsity_of,
+    take_turn,
+)
 
 sides = st.integers(1, 12)
 masks = hnp.arrays(bool, st.tuples(sides, sides))
@@ -141,6 +148,30 @@ def nearest_by_definition(mask: np.ndarray) -> np.ndarray:
         ky, kx = kept[distance.argmin()]  # the first of equals has the lowest index
         result[y, x] = ky * mask.shape[1] + kx
     return result
+
+
+@given(sides, sides, st.integers(0, 9), st.integers(0, 9), st.integers(1, 5))
+def test_a_turn_is_the_same_order_begun_elsewhere(
+    h: int, w: int, turn: int, seed: int, block: int
+) -> None:
+    score = scores(h, w, seed)
+    taken = take_turn(score, turn, block)
+    assert (taken > 0).all()
+    assert (taken < 1).all()
+    kept = mask_from_score(score, 0.5, block)
+    assert torch.equal(mask_from_score(take_turn(score, 0, block), 0.5, block), kept)
+    corners = np.sort(taken[::block, ::block].flatten().numpy())
+    np.testing.assert_allclose(corners, (np.arange(len(corners)) + 0.5) / len(corners))
+    order = score if block == 1 else take_turn(score, 0, block)
+    begun = taken.flatten()[order.flatten().argsort(stable=True)].numpy()
+    assert (np.diff(begun) < 0).sum() <= 1
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_four_turns_compute_every_position_once_at_three_quarters(block: int) -> None:
+    score = scores(16, 24, 0)
+    kept = [mask_from_score(take_turn(score, turn, block), 0.75, block) for turn in range(4)]
+    assert (sum(mask.int() for mask in kept) == 1).all()
 
 
 @given(masks.filter(np.any))

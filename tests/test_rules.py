@@ -98,12 +98,15 @@ def test_block_per_layer() -> None:
     }
 
 
-def test_every_other_residual_block_is_reversed() -> None:
-    assert not any(rule.reverse for rule in rules().values())
-    assert {name for name, rule in rules(alternate=True).items() if rule.reverse} == {
-        "block.expand",
-        "block.depthwise",
-        "block.grouped1x1",
+def test_residual_blocks_have_turns_by_their_order() -> None:
+    assert not any(rule.turn for rule in rules().values())
+    assert {name: rule.turn for name, rule in rules(alternate=True).items()} == {
+        "stem": 0,
+        "block.expand": 0,
+        "block.depthwise": 0,
+        "block.grouped": 1,
+        "block.grouped1x1": 2,
+        "head.conv": 0,
     }
 
 

@@ -224,21 +224,19 @@ def chain(values: dict[str, Any], importance: Tensor | None = None) -> list[list
     block=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 9),
 )
-def test_every_other_residual_block_masks_other_positions(
-    sparsity: float, masks: str, block: int, seed: int
-) -> None:
+def test_residual_blocks_take_turns(sparsity: float, masks: str, block: int, seed: int) -> None:
     values = {"sparsity": sparsity, "masks": masks, "block": block, "seed": seed}
     (aligned,), *_ = chain(values)
     stem, *blocks, head = chain({**values, "alternate": True})
     for depthwise, projection in blocks:
         assert torch.equal(depthwise, projection)
-    reversed_, same, third, fourth = (layers[0] for layers in blocks)
-    assert torch.equal(reversed_, third)
-    for mask in (*stem, same, fourth, *head):
+    turns = [layers[0] for layers in blocks]
+    for mask in (*stem, turns[0], *head):
         assert torch.equal(mask, aligned)
     count = int((~aligned).sum())
-    assert int((~reversed_).sum()) == count
-    assert int((~aligned & ~reversed_).sum()) == max(0, 2 * count - 144)
+    assert [int((~mask).sum()) for mask in turns] == 4 * [count]
+    for one, other in (turns[:2], turns[2:]):
+        assert int((~one & ~other).sum()) == max(0, 2 * count - 144)
 
 
 def test_alternating_blocks_both_mask_what_does_not_matter() -> None:

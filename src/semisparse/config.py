@@ -54,11 +54,11 @@ class SparsityConfig:
             place in the images: the density of masked positions falls as the measured importance
             to the power of minus this number, from 0, which spreads them over the whole plane; 1
             is the other usual value (see :func:`semisparse.importance.measure`).
-        alternate: whether every other residual block masks the positions of highest score in place
-            of those of lowest, so that blocks which add to the same plane mask different ones: up
-            to a sparsity of 0.5 the masks of two successive blocks share no position. Layers of
-            one block have aligned masks as ever, layers outside of residual blocks the masks that
-            they have without. For masks on residual blocks only, such as ``only=["block-last"]``:
+        alternate: whether residual blocks that add to the same plane take turns at the positions
+            that they compute (see :func:`semisparse.masks.take_turn`): up to a sparsity of 0.5 the
+            masks of the first two share no position, nor do those of the next two, and at 0.75
+            four blocks together compute every position once. Layers of one block have aligned
+            masks as ever, layers outside of residual blocks those of the first block. For masks on residual blocks only, such as ``only=["block-last"]``:
             those take the outputs of a trained network a quarter less far away on one network and
             a tenth on another, fine-tuned a tenth. With masks on the other layers too they go
             half as far again and more (``docs/accuracy.md``).

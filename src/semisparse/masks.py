@@ -68,6 +68,31 @@ def can_mask(sparsity: float, height: int, width: int, block: int = 1) -> bool:
     return len(areas) > 1 and 2 * round(sparsity * height * width) > int(areas[-1])
 
 
+def take_turn(score: Tensor, turn: int, block: int = 1) -> Tensor:
+    """The score of one of several layers that take turns at which positions they compute.
+
+    The blocks keep their order, but it begins elsewhere: half of the way behind the score's own
+    beginning at the first turn, then a quarter, three quarters, an eighth and so on (the van der
+    Corput sequence). So up to a sparsity of 0.5 the turns 0 and 1, and 2 and 3, share no masked
+    position, and at 0.75 the four of them share no computed one.
+
+    Args:
+        score: ``[H, W]``.
+        turn: from 0, which keeps the order as it is.
+        block: side of the blocks, as in :func:`mask_from_score`.
+
+    Returns:
+        float64 ``[H, W]`` in (0, 1), constant over each block.
+    """
+    height, width = score.shape
+    index, areas = _blocks(height, width, block)
+    means = index.flatten().bincount(score.flatten()) / areas
+    ranks = means.argsort(stable=True).argsort()
+    mirrored = int(f"{turn:b}"[::-1], 2) / 2 ** turn.bit_length()
+    ranks = (ranks + int(mirrored * len(areas))) % len(areas)
+    return ((ranks.double() + 0.5) / len(areas))[index]
+
+
 def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:
     """Mask the square blocks of lowest score.
 

@@ -27,13 +27,13 @@ _TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
 @dataclass(frozen=True)
 class LayerRule:
     """What a layer ends up with: its final sparsity, 0 where it stays dense, fill and block, and
-    whether its score is reversed, so that the highest one is masked first.
+    its turn where residual blocks take turns.
     """
 
     sparsity: float
     fill: str
     block: int
-    reverse: bool = False
+    turn: int = 0
 
 
 def layer_rules(
@@ -83,7 +83,7 @@ def layer_rules(
             sparsities[name],
             fills[name],
             _block_of(conv, traced[name]) if blocks[name] == "auto" else blocks[name],
-            reverse=config.alternate and traced[name].residual_block % 2 == 1,
+            turn=max(0, traced[name].residual_block - 1) if config.alternate else 0,
         )
         for name, conv in convolutions.items()
     }

@@ -23,6 +23,7 @@ from semisparse.masks import (
     propagate,
     source_map,
     sparsity_of,
+    take_turn,
 )
 from semisparse.rules import LayerRule, layer_rules
 from semisparse.schedules import progress_at, sparsity_at
@@ -299,8 +300,8 @@ class Sparsifier:
             score = blue_noise_score(draw, height, width, rule.block)
         else:
             score = propagate(draw, height, width)
-        if rule.reverse:
-            score = 1 - score
+        if rule.turn:
+            score = take_turn(score, rule.turn, rule.block)
         if not self.config.importance:
             return score
         if self.importance is None:

@@ -87,7 +87,7 @@ Importance = Annotated[
 Alternate = Annotated[
     bool,
     typer.Option(
-        help="Mask other positions in every other residual block; for --only block-last.",
+        help="Residual blocks take turns at the positions they mask; for --only block-last.",
         rich_help_panel=MASKS,
     ),
 ]
