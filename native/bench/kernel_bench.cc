@@ -37,7 +37,7 @@ constexpr const char* kUsage =
     "  SHAPES             text files; a line is: name H W C_in C_out kernel stride pad group\n"
     "                     activation residual(0 or 1)\n"
     "  --sparsity S...    sparsities, each in [0, 1); default 0 0.3\n"
-    "  --fill FILL        bias or nearest (default)\n"
+    "  --fill FILL        bias, nearest (default) or mean\n"
     "  --isa ISA          instruction set; default $SEMISPARSE_ISA or the best\n"
     "  --threads N        default 1\n"
     "  --cold MIB         read a buffer of this size before every run, so that weights come from\n"
@@ -50,7 +50,7 @@ constexpr const char* kUsage =
 struct Options {
   std::vector<std::string> shapes;
   std::vector<double> sparsities{0, 0.3};
-  semisparse_fill fill = SEMISPARSE_FILL_NEAREST;
+  std::string fill = "nearest";
   std::string isa;
   size_t threads = 1;
   size_t cold_mib = 0;
@@ -124,11 +124,10 @@ Options parse(const std::vector<std::string>& args) {
         o.sparsities.push_back(number(option, value(), 0, 0.999));
       }
     } else if (option == "--fill") {
-      const std::string fill = value();
-      if (fill != "bias" && fill != "nearest") {
-        refuse("--fill is '" + fill + "'; choose bias or nearest");
+      o.fill = value();
+      if (o.fill != "bias" && o.fill != "nearest" && o.fill != "mean") {
+        refuse("--fill is '" + o.fill + "'; choose bias, nearest or mean");
       }
-      o.fill = fill == "bias" ? SEMISPARSE_FILL_BIAS : SEMISPARSE_FILL_NEAREST;
     } else if (option == "--isa") {
       o.isa = value();
     } else if (option == "--threads") {
@@ -268,12 +267,20 @@ Candidate Bench::candidate(const Layer& layer, const Floats& weights, const Floa
       std::min(plane - 1, static_cast<size_t>(std::llround(sparsity * static_cast<double>(plane))));
   std::fill_n(mask.begin(), masked, uint8_t{0});
   std::shuffle(mask.begin(), mask.end(), random_);
-  std::vector<int32_t> source(plane);
-  check(semisparse_source_map(mask.data(), out[0], out[1], options_.fill, source.data()));
+  std::vector<int32_t> source(2 * plane);
+  std::vector<float> weight(plane);
+  const bool means = options_.fill == "mean";
+  if (means) {
+    check(semisparse_mean_sources(mask.data(), out[0], out[1], source.data(), weight.data()));
+  } else {
+    const semisparse_fill fill =
+        options_.fill == "bias" ? SEMISPARSE_FILL_BIAS : SEMISPARSE_FILL_NEAREST;
+    check(semisparse_source_map(mask.data(), out[0], out[1], fill, source.data()));
+  }
   semisparse_conv* conv = nullptr;
-  check(semisparse_conv_create(&d, weights.data(), bias.data(),
-                               masked == 0 ? nullptr : source.data(), out[0], out[1],
-                               options_.isa.c_str(), &conv));
+  check(semisparse_conv_create(
+      &d, weights.data(), bias.data(), masked == 0 ? nullptr : source.data(),
+      means ? weight.data() : nullptr, out[0], out[1], options_.isa.c_str(), &conv));
   const double flops = 2.0 * static_cast<double>(plane - masked) *
                        static_cast<double>(options_.batch * d.out_channels) *
                        static_cast<double>(d.in_channels / d.group * d.kernel[0] * d.kernel[1]);
@@ -288,7 +295,7 @@ std::vector<Result> Bench::layer(const Layer& layer) {
   int64_t out[2];
   {
     semisparse_conv* dense = nullptr;
-    check(semisparse_conv_create(&d, weights.data(), bias.data(), nullptr, 0, 0,
+    check(semisparse_conv_create(&d, weights.data(), bias.data(), nullptr, nullptr, 0, 0,
                                  options_.isa.c_str(), &dense));
     const ConvHandle owner(dense);
     check(semisparse_conv_output_size(dense, layer.height, layer.width, &out[0], &out[1]));

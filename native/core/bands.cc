@@ -137,6 +137,7 @@ Bands::Band Bands::band_of(const Stages& stages, size_t begin, size_t end, Reads
   Gatherer outputs;
   for (size_t p = 0; p < out_.positions(); ++p) {
     const int64_t source = last[p];
+    if (source == Positions::kInNoList) continue;
     const size_t owner = source < 0 ? p : static_cast<size_t>(source);
     if (owner < begin * width || owner >= end * width) continue;
     outputs.add(source, static_cast<uint32_t>(source), static_cast<uint32_t>(p));

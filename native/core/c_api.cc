@@ -121,15 +121,26 @@ semisparse_status semisparse_source_map(const uint8_t* mask, int64_t height, int
   });
 }
 
+semisparse_status semisparse_mean_sources(const uint8_t* mask, int64_t height, int64_t width,
+                                          int32_t* sources, float* weight) {
+  return guard([&] {
+    need(mask, "mask");
+    need(sources, "sources");
+    need(weight, "weight");
+    semisparse::mean_sources(mask, height, width, sources, weight);
+  });
+}
+
 semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc, const float* weights,
-                                         const float* bias, const int32_t* source, int64_t height,
-                                         int64_t width, const char* isa, semisparse_conv** conv) {
+                                         const float* bias, const int32_t* source,
+                                         const float* weight, int64_t height, int64_t width,
+                                         const char* isa, semisparse_conv** conv) {
   return guard([&] {
     need(desc, "desc");
     need(weights, "weights");
     need(conv, "conv");
     const semisparse::IsaInfo& info = semisparse::find_isa(isa);
-    *conv = new semisparse_conv{{*desc, weights, bias, source, height, width, info}};
+    *conv = new semisparse_conv{{*desc, weights, bias, source, weight, height, width, info}};
   });
 }
 

@@ -37,6 +37,8 @@ class Chain {
     return {expand_ ? &*expand_ : nullptr, &depthwise_, project_ ? &*project_ : nullptr};
   }
   void keep_read();
+  void compute(const float* x, int64_t batch, Conv::Plane in, const float* residual, float* y,
+               const Parallel& parallel) const;
   std::shared_ptr<const Bands> bands(Conv::Plane in) const;
   void run_stages(const float* x, int64_t batch, Conv::Plane in, const float* residual, float* y,
                   const Parallel& parallel) const;

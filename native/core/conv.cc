@@ -83,7 +83,8 @@ void check_finite(const char* what, const float* values, size_t n) {
 }  // namespace
 
 Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
-           const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa, Weights after)
+           const int32_t* source, const float* weight, int64_t height, int64_t width,
+           const IsaInfo& isa, Weights after)
     : desc_(desc), epilogue_(&epilogue_kernel(isa.isa)) {
   check(desc);
   const auto outputs = static_cast<size_t>(desc.out_channels);
@@ -91,33 +92,20 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
                outputs * static_cast<size_t>(desc.in_channels / desc.group * desc.kernel[0] *
                                              desc.kernel[1]));
   if (bias != nullptr) check_finite("bias", bias, outputs);
-  if (source != nullptr) positions_.emplace(source, height, width);
-
-  lo_ = -kInfinity;
-  hi_ = kInfinity;
-  switch (desc.activation) {
-    case SEMISPARSE_IDENTITY:
-      break;
-    case SEMISPARSE_RELU:
-      lo_ = 0;
-      break;
-    case SEMISPARSE_CLIP:
-      lo_ = desc.activation_a;
-      hi_ = desc.activation_b;
-      break;
-    case SEMISPARSE_LEAKY_RELU:
-      activate_ = epilogue_->leaky_relu;
-      break;
-    case SEMISPARSE_SILU:
-      activate_ = epilogue_->silu;
-      break;
-    case SEMISPARSE_HARD_SWISH:
-      activate_ = epilogue_->hard_swish;
-      break;
-    case SEMISPARSE_SIGMOID:
-      activate_ = epilogue_->sigmoid;
-      break;
+  if (source != nullptr && weight != nullptr) {
+    means_.emplace(source, weight, height, width);
+    positions_.emplace(means_->positions(height, width));
+    if (means_->means.empty()) means_.reset();
+  } else if (source != nullptr) {
+    positions_.emplace(source, height, width);
   }
+  const Finish finish = finish_of(desc, *epilogue_);
+  const Finish none{-kInfinity, kInfinity, nullptr};
+  const auto [lo, hi, activate] = means_ ? none : finish;
+  lo_ = lo;
+  hi_ = hi;
+  activate_ = activate;
+  means_finish_ = finish;
 
   // Kernels load whole vectors of it, past the last channel of a panel.
   bias_ = make_buffer(outputs + kWidestPanel);
@@ -144,6 +132,26 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
     const epilogue::Pair row{0, 0};
     spread({&row, 1, bias_.get(), 0, nullptr, blank_row_.get(), 0, outputs, lo_, hi_});
   }
+}
+
+Conv::Finish Conv::finish_of(const semisparse_conv_desc& desc, const epilogue::Kernel& kernel) {
+  switch (desc.activation) {
+    case SEMISPARSE_IDENTITY:
+      break;
+    case SEMISPARSE_RELU:
+      return {0, kInfinity, nullptr};
+    case SEMISPARSE_CLIP:
+      return {desc.activation_a, desc.activation_b, nullptr};
+    case SEMISPARSE_LEAKY_RELU:
+      return {-kInfinity, kInfinity, kernel.leaky_relu};
+    case SEMISPARSE_SILU:
+      return {-kInfinity, kInfinity, kernel.silu};
+    case SEMISPARSE_HARD_SWISH:
+      return {-kInfinity, kInfinity, kernel.hard_swish};
+    case SEMISPARSE_SIGMOID:
+      return {-kInfinity, kInfinity, kernel.sigmoid};
+  }
+  return {-kInfinity, kInfinity, nullptr};
 }
 
 void Conv::divide_channels(Isa isa) {

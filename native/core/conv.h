@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,12 +29,12 @@ class Conv {
 
   // Arguments as in semisparse_conv_create. Throws Error.
   Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
-       const int32_t* source, int64_t height, int64_t width, const IsaInfo& isa,
-       Weights after = Weights::kGone);
+       const int32_t* source, const float* weight, int64_t height, int64_t width,
+       const IsaInfo& isa, Weights after = Weights::kGone);
 
   Conv(const semisparse_chain_stage& stage, const IsaInfo& isa, Weights after = Weights::kGone)
-      : Conv(*stage.desc, stage.weights, stage.bias, stage.source, stage.height, stage.width, isa,
-             after) {}
+      : Conv(*stage.desc, stage.weights, stage.bias, stage.source, stage.weight, stage.height,
+             stage.width, isa, after) {}
 
   const char* kernel_name() const { return kernel_name_.c_str(); }
   const semisparse_conv_desc& desc() const { return desc_; }
@@ -53,11 +54,21 @@ class Conv {
   std::vector<uint8_t> reads(Plane in) const;
 
   // From now on leaves alone what is not read of its output plane. Not for convolutions by
-  // Winograd's algorithm, which have made their tiles.
+  // Winograd's algorithm, which have made their tiles, nor for those with means.
   void keep_read(Plane plane, const std::vector<uint8_t>& read);
 
   void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
            float* y, const Parallel& parallel) const;
+
+  // Whether masked positions are means of two computed ones. Those can be in tiles of different
+  // tasks, so a run has two parts: linear parts of what is computed, then all outputs of these.
+  bool has_means() const { return means_.has_value(); }
+  // The first part, and all of a run where there are no means.
+  void compute(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
+               float* y, const Parallel& parallel) const;
+  // Both, where what `first` writes to the plane that it is given is the result of the first part.
+  void complete_means(size_t images, const float* residual, float* y, const Parallel& parallel,
+                      const std::function<void(float*)>& first) const;
 
   // Computes some positions, by list, on the calling thread: those of a pointwise convolution, or
   // those of a depthwise one, whose taps lie `offsets` floats from what an entry reads.
@@ -131,7 +142,8 @@ class Conv {
 
   semisparse_conv_desc desc_;
   std::optional<Positions> positions_;  // none: dense
-  const float* staying_ = nullptr;      // the caller's weights where they stay
+  std::optional<Means> means_;
+  const float* staying_ = nullptr;  // the caller's weights where they stay
   mutable std::once_flag packed_;
   mutable Buffer weights_;  // packed, once a run needs them
   Buffer bias_;
@@ -145,8 +157,15 @@ class Conv {
   std::vector<std::unique_ptr<Winograd>> winograds_;  // what may be faster than the panels alone
   std::string kernel_name_;
   const epilogue::Kernel* epilogue_;
+  // Of the linear parts: a clamp, and, where the activation is none, that too.
+  struct Finish {
+    float lo, hi;
+    epilogue::Activate activate;
+  };
+  static Finish finish_of(const semisparse_conv_desc& desc, const epilogue::Kernel& kernel);
   epilogue::Activate activate_ = nullptr;  // null where the activation is a clamp
   float lo_, hi_;
+  Finish means_finish_;  // where there are means, and the above lets everything through
 };
 
 }  // namespace semisparse

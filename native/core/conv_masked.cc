@@ -1,8 +1,10 @@
 // What masked positions hold, and what else follows the linear part.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "core/conv_work.h"
+#include "core/scratch.h"
 
 namespace semisparse {
 namespace {
@@ -112,6 +114,45 @@ void Conv::blank_rows(const epilogue::Pair* blanks, size_t count, const float* r
   } else {
     spread({blanks, count, bias_.get() + channel, 0, residual, y, ldy, channels, lo_, hi_});
   }
+}
+
+void Conv::complete_means(size_t images, const float* residual, float* y, const Parallel& parallel,
+                          const std::function<void(float*)>& first) const {
+  const size_t row = out_channels();
+  const size_t plane = static_cast<size_t>(positions_->height * positions_->width) * row;
+  // Where nothing else follows the linear parts, computed positions are ready after the first part.
+  const bool in_place = residual == nullptr && desc_.activation == SEMISPARSE_IDENTITY;
+  std::optional<ThreadScratch> scratch;
+  if (!in_place) scratch.emplace(images * plane);
+  float* linear = in_place ? y : scratch->data();
+  first(linear);
+
+  const auto& [lo, hi, activate] = means_finish_;
+  const auto activate_rows = [&, act = activate](float* to, const auto* entries, size_t count) {
+    for (size_t i = 0; i < count && act != nullptr; ++i) {
+      act(to + entries[i].dest * row, row, desc_.activation_a);
+    }
+  };
+  parallel(images * kTasksWanted, [&, low = lo, high = hi](size_t task) {
+    const size_t offset = task / kTasksWanted * plane;
+    const size_t share = task % kTasksWanted;
+    const float* from = linear + offset;
+    const float* added = residual == nullptr ? nullptr : residual + offset;
+    float* to = y + offset;
+    // The task's part of a list.
+    const auto part = [share](const auto& list) {
+      const size_t begin = list.size() * share / kTasksWanted;
+      return std::pair(list.data() + begin, list.size() * (share + 1) / kTasksWanted - begin);
+    };
+    if (!in_place) {
+      const auto [pairs, count] = part(means_->computed);
+      epilogue_->spread({pairs, count, from, row, added, to, row, row, low, high});
+      activate_rows(to, pairs, count);
+    }
+    const auto [means, count] = part(means_->means);
+    epilogue_->mean({means, count, from, row, added, to, row, row, low, high});
+    activate_rows(to, means, count);
+  });
 }
 
 void Conv::activate(float* y, size_t n) const {

@@ -55,16 +55,30 @@ void interleave(const float* from, int64_t plane, int64_t channels, int64_t widt
   }
 }
 
-}  // namespace
-
-void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-               float* y, const Parallel& parallel) const {
-  const Plane out = output_plane(height, width);
+void check_batch(int64_t batch, Conv::Plane out) {
   const int64_t plane = out.height * out.width;
   if (batch < 0 || (batch > 0 && plane > std::numeric_limits<uint32_t>::max() / batch)) {
     invalid("a batch of " + std::to_string(batch) + " with " + std::to_string(plane) +
             " positions each does not fit in 32 bits");
   }
+}
+
+}  // namespace
+
+void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
+               float* y, const Parallel& parallel) const {
+  if (!means_) return compute(x, batch, height, width, residual, y, parallel);
+  check_batch(batch, output_plane(height, width));
+  complete_means(static_cast<size_t>(batch), residual, y, parallel, [&](float* linear) {
+    compute(x, batch, height, width, nullptr, linear, parallel);
+  });
+}
+
+void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
+                   const float* residual, float* y, const Parallel& parallel) const {
+  const Plane out = output_plane(height, width);
+  const int64_t plane = out.height * out.width;
+  check_batch(batch, out);
   if (batch == 0) return;
 
   Work work{};

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define SEMISPARSE_ABI_VERSION 1
+#define SEMISPARSE_ABI_VERSION 2
 
 typedef enum semisparse_status {
   SEMISPARSE_OK = 0,
@@ -96,15 +96,25 @@ SEMISPARSE_API semisparse_status semisparse_source_map(const uint8_t* mask, int6
                                                        int64_t width, semisparse_fill fill,
                                                        int32_t* source);
 
+/* The two nearest computed positions of each position, as above, sources[0] and sources[1] of
+ * [2, height, width], and the weight of the second [height, width] by which their mean is weighted
+ * by inverse distance. A computed position has itself twice, and weight 0; where only one is
+ * computed, the others have that one twice. Wants at least one. */
+SEMISPARSE_API semisparse_status semisparse_mean_sources(const uint8_t* mask, int64_t height,
+                                                         int64_t width, int32_t* sources,
+                                                         float* weight);
+
 /* Packs a convolution. weights: [out_channels, in_channels / group, kernel[0], kernel[1]]; bias:
  * [out_channels] or NULL for zeros; source: source map of the output plane [height, width], or
- * NULL (height and width ignored) for a dense convolution at any size. isa: a name from
+ * NULL (height and width ignored) for a dense convolution at any size. With weight, of [height,
+ * width] and within [0, 1], source is [2, height, width], and a position p that is not computed has
+ * the linear part (1 - weight[p]) * L[source[0][p]] + weight[p] * L[source[1][p]]. isa: a name from
  * semisparse_isa_name, or NULL for semisparse_isa(). Weights and bias must be finite. */
 SEMISPARSE_API semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc,
                                                         const float* weights, const float* bias,
-                                                        const int32_t* source, int64_t height,
-                                                        int64_t width, const char* isa,
-                                                        semisparse_conv** conv);
+                                                        const int32_t* source, const float* weight,
+                                                        int64_t height, int64_t width,
+                                                        const char* isa, semisparse_conv** conv);
 SEMISPARSE_API void semisparse_conv_destroy(semisparse_conv* conv);
 
 /* Symbol names of the kernels the convolution may run, joined by " + ": a dense one may choose by
@@ -144,6 +154,7 @@ typedef struct semisparse_chain_stage {
   const float* weights;
   const float* bias;
   const int32_t* source;
+  const float* weight;
   int64_t height;
   int64_t width;
 } semisparse_chain_stage;

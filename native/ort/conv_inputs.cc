@@ -47,14 +47,27 @@ ConvConstants::ConvConstants(const OrtApi& api, const OrtKernelInfo* info, size_
   desc_.kernel[0] = weights_.shape[2];
   desc_.kernel[1] = weights_.shape[3];
   if (fill == Fill::kNone) return;
-  const char* what = fill == Fill::kBias ? "mask" : "source map";
-  const Tensor map = constant(api, info, first + 2, (stage + what).c_str());
-  if (map.shape.size() != 2 || map.shape[0] == 0 || map.shape[1] == 0) {
-    invalid("the " + stage + what + " of shape " + text(map.shape) + " is not [H_out, W_out]");
+  const bool means = fill == Fill::kMean;
+  const std::string what = stage + (fill == Fill::kBias ? "mask"
+                                    : means             ? "map of sources"
+                                                        : "source map");
+  const Tensor map = constant(api, info, first + 2, what.c_str());
+  const size_t sides = map.shape.size();
+  if (sides != (means ? 3 : 2) || (means && map.shape[0] != 2) || map.shape[sides - 2] == 0 ||
+      map.shape[sides - 1] == 0) {
+    invalid("the " + what + " of shape " + text(map.shape) + " is not " +
+            (means ? "[2, H_out, W_out]" : "[H_out, W_out]"));
   }
-  height_ = map.shape[0];
-  width_ = map.shape[1];
-  source_.resize(static_cast<size_t>(height_ * width_));
+  height_ = map.shape[sides - 2];
+  width_ = map.shape[sides - 1];
+  if (means) {
+    weight_ = constant(api, info, first + 3, (stage + "weight of second sources").c_str());
+    if (weight_->shape != Shape{height_, width_}) {
+      invalid("the " + stage + "weight of second sources has shape " + text(weight_->shape) +
+              "; sources of shape " + text(map.shape) + " need " + text({height_, width_}));
+    }
+  }
+  source_.resize(static_cast<size_t>(height_ * width_) * (means ? 2 : 1));
   if (fill == Fill::kBias) {
     source_map(static_cast<const uint8_t*>(map.data), height_, width_, SEMISPARSE_FILL_BIAS,
                source_.data());
@@ -65,9 +78,13 @@ ConvConstants::ConvConstants(const OrtApi& api, const OrtKernelInfo* info, size_
 }
 
 semisparse_chain_stage ConvConstants::argument() const {
-  return {&desc_,         weights_.floats(),
-          bias_.floats(), source_.empty() ? nullptr : source_.data(),
-          height_,        width_};
+  return {&desc_,
+          weights_.floats(),
+          bias_.floats(),
+          source_.empty() ? nullptr : source_.data(),
+          weight_ ? weight_->floats() : nullptr,
+          height_,
+          width_};
 }
 
 void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const int64_t in[2],

@@ -2,6 +2,7 @@
 // a convolution are read.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,14 +11,16 @@
 
 namespace semisparse::ort {
 
-enum class Fill { kNone, kBias, kNearest };
+enum class Fill { kNone, kBias, kNearest, kMean };
 
 struct FillName {
   Fill fill;
   const char* infix;
 };
-constexpr FillName kFills[] = {
-    {Fill::kNone, ""}, {Fill::kBias, "FillBias"}, {Fill::kNearest, "FillNearest"}};
+constexpr FillName kFills[] = {{Fill::kNone, ""},
+                               {Fill::kBias, "FillBias"},
+                               {Fill::kNearest, "FillNearest"},
+                               {Fill::kMean, "FillMean"}};
 
 struct ActivationName {
   semisparse_activation activation;
@@ -30,11 +33,13 @@ constexpr ActivationName kActivations[] = {
     {SEMISPARSE_SIGMOID, "Sigmoid"},
 };
 
-// W, B and, with a fill, the mask or source map.
-constexpr size_t conv_inputs(Fill fill) { return fill == Fill::kNone ? 2 : 3; }
+// W, B and, with a fill, the mask, the source map, or two sources and the weight of the second.
+constexpr size_t conv_inputs(Fill fill) {
+  return fill == Fill::kNone ? 2 : fill == Fill::kMean ? 4 : 3;
+}
 // Element type of the input `index` of those.
 constexpr int conv_input_type(Fill fill, size_t index) {
-  if (index < 2) return kFloat;
+  if (index < 2 || index == 3) return kFloat;
   return fill == Fill::kBias ? kUint8 : kInt32;
 }
 
@@ -62,6 +67,7 @@ class ConvConstants {
   semisparse_conv_desc desc_;
   Tensor weights_, bias_;
   std::vector<int32_t> source_;
+  std::optional<Tensor> weight_;
   int64_t height_ = 0;
   int64_t width_ = 0;
 };

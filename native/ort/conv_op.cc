@@ -58,7 +58,7 @@ class ConvOp : public Operator<ConvOp> {
       infer_plane(api, context, &input.sizes[layout_ == SEMISPARSE_NCHW ? 2 : 1], w, &y[1]);
     } else {
       const Shape map = inferred_shape(api, context, kFirst + 2).sizes;
-      if (map.size() == 2) std::copy(map.begin(), map.end(), &y[1]);
+      if (map.size() >= 2) std::copy(map.end() - 2, map.end(), &y[1]);
     }
     return {y, input.batch};
   }

@@ -1,4 +1,5 @@
 // Hostile arguments: each is refused with a status and a sentence, and nothing is written.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -6,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/api.h"
@@ -30,6 +32,7 @@ struct Arguments {
   std::vector<float> weights = std::vector<float>(72, 0.5f);
   std::vector<float> bias = std::vector<float>(4, 1.0f);
   std::vector<int32_t> source = std::vector<int32_t>(25, 0);
+  std::vector<float> weight;  // empty: NULL
   int64_t height = 5, width = 5;
   const char* isa = nullptr;
 
@@ -39,8 +42,9 @@ struct Arguments {
     return ConvHandle(conv);
   }
   semisparse_status create(semisparse_conv** conv) {
-    return semisparse_conv_create(&desc, weights.data(), bias.data(), source.data(), height, width,
-                                  isa, conv);
+    return semisparse_conv_create(&desc, weights.data(), bias.data(), source.data(),
+                                  weight.empty() ? nullptr : weight.data(), height, width, isa,
+                                  conv);
   }
 };
 
@@ -106,14 +110,46 @@ void check_create() {
   });
   refuse("isa", [](Arguments& a) { a.isa = "none"; }, SEMISPARSE_UNSUPPORTED);
 
+  // Positions 0 and 1 are computed, all others are means of them.
+  const auto use_means = [](Arguments& a) {
+    a.source.assign(50, 0);
+    std::fill_n(a.source.begin() + 26, 24, 1);
+    a.source[1] = 1;
+    a.weight.assign(25, 0.25f);
+    a.weight[0] = a.weight[1] = 0;
+  };
+  {
+    context = "means";
+    Arguments good;
+    use_means(good);
+    good.create();
+  }
+  const auto refuse_means = [&](const char* what, size_t at, int32_t source, float weight) {
+    refuse(what, [=](Arguments& a) {
+      use_means(a);
+      a.source[at] = source;
+      a.weight[at % 25] = weight;
+    });
+  };
+  for (const int32_t value : {-2, -1, 25, INT32_MIN, INT32_MAX, 3}) {
+    refuse_means("first source", 24, value, 0.25f);
+    refuse_means("second source", 49, value, 0.25f);
+  }
+  for (const float value : {-0.1f, 1.1f, NAN, INFINITY}) {
+    refuse_means("weight of a second source", 24, 0, value);
+    refuse_means("weight of a computed position", 0, 0, value);
+  }
+  refuse_means("computed position with another second source", 25, 1, 0);
+
   context = "null arguments";
   Arguments a;
   semisparse_conv* conv = nullptr;
+  check_refused(semisparse_conv_create(nullptr, a.weights.data(), nullptr, nullptr, nullptr, 0, 0,
+                                       nullptr, &conv));
   check_refused(
-      semisparse_conv_create(nullptr, a.weights.data(), nullptr, nullptr, 0, 0, nullptr, &conv));
-  check_refused(semisparse_conv_create(&a.desc, nullptr, nullptr, nullptr, 0, 0, nullptr, &conv));
-  check_refused(
-      semisparse_conv_create(&a.desc, a.weights.data(), nullptr, nullptr, 0, 0, nullptr, nullptr));
+      semisparse_conv_create(&a.desc, nullptr, nullptr, nullptr, nullptr, 0, 0, nullptr, &conv));
+  check_refused(semisparse_conv_create(&a.desc, a.weights.data(), nullptr, nullptr, nullptr, 0, 0,
+                                       nullptr, nullptr));
   CHECK(semisparse_conv_kernel(nullptr) == nullptr);
   semisparse_conv_destroy(nullptr);
 }
@@ -161,8 +197,8 @@ void check_scratch() {
   for (int64_t& pad : a.desc.pads) pad = int64_t{1} << 24;
   for (int64_t& stride : a.desc.strides) stride = int64_t{1} << 24;
   semisparse_conv* conv = nullptr;
-  CHECK_OK(
-      semisparse_conv_create(&a.desc, a.weights.data(), nullptr, nullptr, 0, 0, nullptr, &conv));
+  CHECK_OK(semisparse_conv_create(&a.desc, a.weights.data(), nullptr, nullptr, nullptr, 0, 0,
+                                  nullptr, &conv));
   const ConvHandle handle(conv);
   int64_t out[2];
   CHECK_OK(semisparse_conv_output_size(conv, 5, 5, &out[0], &out[1]));
@@ -187,7 +223,7 @@ struct ChainArguments {
 
   ChainArguments() {
     for (int i = 0; i < 3; ++i) {
-      stages[i] = {&descs[i], weights.data(), nullptr, source.data(), 5, 5};
+      stages[i] = {&descs[i], weights.data(), nullptr, source.data(), nullptr, 5, 5};
     }
   }
   ChainArguments(const ChainArguments&) = delete;
@@ -288,6 +324,56 @@ void check_source_map() {
   for (const int32_t s : source) CHECK_EQUAL(s, -7);
 }
 
+void check_mean_sources() {
+  context = "mean sources";
+  const std::vector<uint8_t> none(6, 0);
+  std::vector<int32_t> sources(12, -7);
+  std::vector<float> weight(6, -7);
+  const auto map = semisparse_mean_sources;
+  check_refused(map(nullptr, 2, 3, sources.data(), weight.data()));
+  check_refused(map(none.data(), 2, 3, nullptr, weight.data()));
+  check_refused(map(none.data(), 2, 3, sources.data(), nullptr));
+  check_refused(map(none.data(), 2, 3, sources.data(), weight.data()));
+  for (const int64_t value : {int64_t{0}, kHuge[0], kHuge[1], kHuge[2], kHuge[3]}) {
+    check_refused(map(none.data(), value, 3, sources.data(), weight.data()));
+    check_refused(map(none.data(), 2, value, sources.data(), weight.data()));
+  }
+  for (const int32_t s : sources) CHECK_EQUAL(s, -7);
+  for (const float w : weight) CHECK_EQUAL(w, -7.0f);
+
+  for (uint64_t seed = 0; seed < rounds(200); ++seed) {
+    context = "mean sources, seed " + std::to_string(seed);
+    Random random(seed);
+    const auto height = random.between(1, 12), width = random.between(1, 12);
+    const auto plane = static_cast<size_t>(height * width);
+    const double sparsity = static_cast<double>(random.between(0, 99)) / 100;
+    std::vector<uint8_t> mask(plane);
+    for (uint8_t& m : mask) m = random.chance(sparsity) ? 0 : 1;
+    mask[random.size(0, plane - 1)] = 1;
+    sources.resize(2 * plane);
+    weight.resize(plane);
+    CHECK_OK(map(mask.data(), height, width, sources.data(), weight.data()));
+    for (size_t p = 0; p < plane; ++p) {
+      std::vector<std::pair<double, int32_t>> all;  // distance and position
+      for (size_t q = 0; q < plane; ++q) {
+        const auto along = [&](size_t i) { return static_cast<int64_t>(i) % width; };
+        const auto down = [&](size_t i) { return static_cast<int64_t>(i) / width; };
+        if (mask[q] != 0) {
+          all.emplace_back(std::hypot(down(p) - down(q), along(p) - along(q)),
+                           static_cast<int32_t>(q));
+        }
+      }
+      std::sort(all.begin(), all.end());
+      const auto first = all[0];
+      const auto second = mask[p] != 0 || all.size() == 1 ? first : all[1];
+      CHECK_EQUAL(sources[p], first.second);
+      CHECK_EQUAL(sources[plane + p], second.second);
+      const double sum = first.first + second.first;
+      CHECK(std::abs(weight[p] - (first == second ? 0 : first.first / sum)) < 1e-6);
+    }
+  }
+}
+
 void check_pool() {
   context = "pool";
   const semisparse_pool_desc good{SEMISPARSE_MAX_POOL, {2, 2}, {2, 2}, {0, 0, 0, 0}, {1, 1}, 0, 0};
@@ -355,6 +441,7 @@ int main() {
   check_scratch();
   check_chain();
   check_source_map();
+  check_mean_sources();
   check_pool();
   check_measure();
 }

@@ -20,7 +20,7 @@ struct DestroyChain {
 };
 using ChainHandle = std::unique_ptr<semisparse_chain, DestroyChain>;
 
-enum class Masks { kNone, kBias, kNearest };
+enum class Masks { kNone, kBias, kNearest, kMean };
 
 struct Plane {
   int64_t height, width;
@@ -33,12 +33,14 @@ struct Stage {
   Plane in, out;
   std::vector<float> weights, bias;
   std::vector<int32_t> source;  // empty: dense
+  std::vector<float> weight;    // of second sources; empty: there are none
 
   semisparse_chain_stage argument() const {
     return {&desc,
             weights.data(),
             bias.empty() ? nullptr : bias.data(),
             source.empty() ? nullptr : source.data(),
+            weight.empty() ? nullptr : weight.data(),
             out.height,
             out.width};
   }
@@ -65,7 +67,7 @@ struct Problem {
 
 Problem::Problem(Random& random) {
   form = static_cast<semisparse_chain_form>(random.between(0, 2));
-  masks = static_cast<Masks>(random.between(0, 2));
+  masks = static_cast<Masks>(random.between(0, 3));
   aligned = random.chance(0.7);
   block = random.chance(0.5) ? 1 : random.between(2, 4);
   sparsity = random.chance(0.1) ? 1 : static_cast<double>(random.between(0, 9)) / 10;
@@ -155,7 +157,14 @@ void Problem::draw_mask(Random& random, Stage& stage, const std::vector<double>&
       mask.push_back(score[at] > 0 ? 1 : 0);
     }
   }
-  if (masks == Masks::kNearest) mask[random.size(0, mask.size() - 1)] = 1;
+  if (masks != Masks::kBias) mask[random.size(0, mask.size() - 1)] = 1;
+  if (masks == Masks::kMean) {
+    stage.source.resize(2 * mask.size());
+    stage.weight.resize(mask.size());
+    CHECK_OK(semisparse_mean_sources(mask.data(), stage.out.height, stage.out.width,
+                                     stage.source.data(), stage.weight.data()));
+    return;
+  }
   stage.source.resize(mask.size());
   const semisparse_fill fill =
       masks == Masks::kBias ? SEMISPARSE_FILL_BIAS : SEMISPARSE_FILL_NEAREST;
@@ -233,6 +242,11 @@ std::vector<double> run_stage(const Stage& stage, int64_t batch, const std::vect
       const int64_t from = stage.source.empty() ? p : stage.source[static_cast<size_t>(p)];
       for (int64_t o = 0; o < d.out_channels; ++o) {
         double v = from < 0 ? 0 : linear(n, from, o);
+        if (!stage.weight.empty() && from != p) {
+          const double w = stage.weight[static_cast<size_t>(p)];
+          const auto second = stage.out.positions() + static_cast<size_t>(p);
+          v = (1 - w) * v + w * linear(n, stage.source[second], o);
+        }
         if (!stage.bias.empty()) v += stage.bias[static_cast<size_t>(o)];
         if (residual != nullptr) v += residual[y.size()];
         y.push_back(activation(d, v));

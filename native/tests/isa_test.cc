@@ -18,7 +18,8 @@ std::string kernel_chosen(int64_t group, semisparse_status* status) {
   for (int i = 0; i < 2; ++i) desc.kernel[i] = desc.strides[i] = desc.dilations[i] = 1;
   const std::vector<float> weights(static_cast<size_t>(64 / group), 1.0f);
   semisparse_conv* conv = nullptr;
-  *status = semisparse_conv_create(&desc, weights.data(), nullptr, nullptr, 0, 0, nullptr, &conv);
+  *status = semisparse_conv_create(&desc, weights.data(), nullptr, nullptr, nullptr, 0, 0, nullptr,
+                                   &conv);
   if (*status != SEMISPARSE_OK) return "";
   const ConvHandle handle(conv);
   return semisparse_conv_kernel(conv);

@@ -31,9 +31,11 @@ struct Problem {
   std::optional<semisparse_fill> fill;  // none: dense
   std::optional<Guarded<float>> x, weights, bias, residual;
   std::vector<int32_t> source;
+  std::vector<float> weight;  // of second sources, which then follow in `source`
 
  private:
   void draw_mask(Random& random);
+  void draw_means(Random& random);
 };
 
 inline Problem::Problem(Random& random, int64_t largest_plane) {
@@ -91,6 +93,21 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
   if (random.chance(0.4)) test::fill(residual.emplace(output_floats(), random), random, finite);
   if (random.chance(0.7)) draw_mask(random);
   if (random.chance(0.2)) desc.input_layout = SEMISPARSE_NCHW;
+  if (fill == SEMISPARSE_FILL_NEAREST && random.chance(0.5)) draw_means(random);
+}
+
+// Any computed positions as second sources, and weights that leave sums exact.
+inline void Problem::draw_means(Random& random) {
+  const size_t plane = source.size();
+  std::vector<int32_t> computed;
+  for (size_t p = 0; p < plane; ++p) {
+    if (source[p] == static_cast<int32_t>(p)) computed.push_back(source[p]);
+  }
+  for (size_t p = 0; p < plane; ++p) {
+    const bool masked = source[p] != static_cast<int32_t>(p);
+    source.push_back(masked ? computed[random.size(0, computed.size() - 1)] : source[p]);
+    weight.push_back(masked ? static_cast<float>(random.between(0, 8)) / 8 : 0);
+  }
 }
 
 inline void Problem::draw_mask(Random& random) {
@@ -142,15 +159,16 @@ inline std::string Problem::text() const {
          std::to_string(height) + "x" + std::to_string(width) +
          (!fill                           ? " dense"
           : *fill == SEMISPARSE_FILL_BIAS ? " fill bias"
-                                          : " fill nearest") +
+          : weight.empty()                ? " fill nearest"
+                                          : " fill mean") +
          (residual ? " residual" : "") + (desc.input_layout == SEMISPARSE_NCHW ? " NCHW" : "");
 }
 
 inline ConvHandle Problem::create(const char* isa) {
   semisparse_conv* conv = nullptr;
-  CHECK_OK(semisparse_conv_create(&desc, weights->data(), bias ? bias->data() : nullptr,
-                                  fill ? source.data() : nullptr, out_height, out_width, isa,
-                                  &conv));
+  CHECK_OK(semisparse_conv_create(
+      &desc, weights->data(), bias ? bias->data() : nullptr, fill ? source.data() : nullptr,
+      weight.empty() ? nullptr : weight.data(), out_height, out_width, isa, &conv));
   int64_t size[2];
   CHECK_OK(semisparse_conv_output_size(conv, height, width, &size[0], &size[1]));
   CHECK_EQUAL(size[0], out_height);
@@ -207,6 +225,11 @@ inline void Problem::reference(Guarded<float>& y) {
       const int64_t from = fill ? source[static_cast<size_t>(p)] : p;
       for (int64_t o = 0; o < desc.out_channels; ++o, ++at) {
         double v = from < 0 ? 0 : linear(n, from, o);
+        if (!weight.empty() && from != p) {
+          const double w = weight[static_cast<size_t>(p)];
+          v = (1 - w) * v +
+              w * linear(n, source[static_cast<size_t>(out_height * out_width + p)], o);
+        }
         if (bias) v += (*bias)[static_cast<size_t>(o)];
         if (residual) v += (*residual)[at];
         y[at] = static_cast<float>(activation(v));

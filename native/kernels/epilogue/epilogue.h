@@ -2,6 +2,8 @@
 //
 //     spread:     y[d * ldy + j] = min(max(linear[s * ldl + j] + residual[d * ldy + j], lo), hi)
 //                 for every pair (s, d) and j < n
+//     mean:       the same of (1 - w) * linear[a * ldl + j] + w * linear[b * ldl + j]
+//                 for every (a, b, d, w)
 //     activate:   y[j] = activation(y[j])                            activations that are no clamp
 //
 // NaN comes through all of them.
@@ -29,12 +31,32 @@ struct Spread {
   float lo, hi;
 };
 
+// Two rows that hold linear parts, the weight of the second, and where their mean goes.
+struct Mean {
+  uint32_t first, second, dest;
+  float weight;
+};
+
+struct MeanRows {
+  const Mean* means;
+  size_t count;
+  const float* linear;  // may be y, where no dest is first or second
+  size_t ldl;
+  const float* residual;  // or null
+  float* y;
+  size_t ldy;
+  size_t n;
+  float lo, hi;
+};
+
 using SpreadFunction = void (*)(const Spread& spread);
+using MeanFunction = void (*)(const MeanRows& rows);
 using Activate = void (*)(float* y, size_t n, float a);
 
 struct Kernel {
   const char* name;
   SpreadFunction spread;
+  MeanFunction mean;
   Activate leaky_relu;  // a is the slope for negative values
   Activate silu;
   Activate hard_swish;
@@ -43,6 +65,7 @@ struct Kernel {
 
 #define SEMISPARSE_EPILOGUE(isa)                      \
   void spread_##isa(const Spread& spread);            \
+  void mean_##isa(const MeanRows& rows);              \
   void leaky_relu_##isa(float* y, size_t n, float a); \
   void silu_##isa(float* y, size_t n, float a);       \
   void hard_swish_##isa(float* y, size_t n, float a); \

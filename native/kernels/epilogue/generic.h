@@ -77,6 +77,45 @@ void spread(const Spread& s) {
   }
 }
 
+template <bool kAdds>
+void mean_rows(const MeanRows s) {
+  constexpr size_t kLanes = Vec::kLanes;
+  const Vec::T lo = Vec::set1(s.lo);
+  const Vec::T hi = Vec::set1(s.hi);
+  for (size_t i = 0; i < s.count; ++i) {
+    const Mean& mean = s.means[i];
+    const float* first = s.linear + mean.first * s.ldl;
+    const float* second = s.linear + mean.second * s.ldl;
+    float* to = s.y + mean.dest * s.ldy;
+    const float* added = kAdds ? s.residual + mean.dest * s.ldy : nullptr;
+    const Vec::T w = Vec::set1(mean.weight);
+    const Vec::T rest = Vec::set1(1 - mean.weight);
+    const auto finish = [&](Vec::T a, Vec::T b, Vec::T r) {
+      const Vec::T value = Vec::fma(b, w, Vec::mul(a, rest));
+      return Vec::clamp(kAdds ? Vec::add(value, r) : value, lo, hi);
+    };
+    size_t j = 0;
+    for (; j + kLanes <= s.n; j += kLanes) {
+      const Vec::T r = kAdds ? Vec::load(added + j) : w;
+      Vec::store(to + j, finish(Vec::load(first + j), Vec::load(second + j), r));
+    }
+    if (j < s.n) {
+      const size_t last = s.n - j;
+      const Vec::T r = kAdds ? Vec::load_first(added + j, last) : w;
+      const Vec::T a = Vec::load_first(first + j, last);
+      Vec::store_first(to + j, finish(a, Vec::load_first(second + j, last), r), last);
+    }
+  }
+}
+
+void mean(const MeanRows& s) {
+  if (s.residual != nullptr) {
+    mean_rows<true>(s);
+  } else {
+    mean_rows<false>(s);
+  }
+}
+
 void leaky_relu(float* y, size_t n, float a) {
   map(y, n, [&](Vec::T x) { return Vec::select_negative(x, Vec::mul(x, Vec::set1(a)), x); });
 }
@@ -100,6 +139,7 @@ void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
 #define SEMISPARSE_EPILOGUE_DEFINE(isa)                                       \
   namespace semisparse::epilogue {                                            \
   void spread_##isa(const Spread& s) { spread(s); }                           \
+  void mean_##isa(const MeanRows& s) { mean(s); }                             \
   void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); } \
   void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }             \
   void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); } \

@@ -24,6 +24,7 @@ struct Listed {
   const char* isa;
   const char* name;
   epilogue::SpreadFunction spread;
+  epilogue::MeanFunction mean;
   epilogue::Activate leaky_relu, silu, hard_swish, sigmoid;
 };
 
@@ -32,6 +33,7 @@ const Listed kKernels[] = {
   {#isa,                         \
    "epilogue_" #isa,             \
    epilogue::spread_##isa,       \
+   epilogue::mean_##isa,         \
    epilogue::leaky_relu_##isa,   \
    epilogue::silu_##isa,         \
    epilogue::hard_swish_##isa,   \
@@ -88,6 +90,56 @@ void check_spread(const Listed& kernel, uint64_t seed) {
     }
   }
   kernel.spread(spread);
+  test::check_same(got, want);
+}
+
+void check_mean(const Listed& kernel, uint64_t seed) {
+  Random random(seed);
+  const size_t n = random.size(1, 80);
+  const size_t count = random.size(0, 30);
+  const bool in_place = random.chance(0.3);  // of rows of y, the first ten
+  const bool add = !in_place && random.chance(0.5);
+  epilogue::MeanRows rows{};
+  rows.n = n;
+  rows.count = count;
+  rows.ldy = n + (random.chance(0.5) ? 0 : random.size(1, 9));
+  rows.ldl = in_place ? rows.ldy : n + random.size(0, 9);
+  rows.lo = random.chance(0.5) ? -kInfinity : 0;
+  rows.hi = random.chance(0.5) ? kInfinity : 6;
+  test::context = std::string(kernel.name) + " mean n=" + std::to_string(n) +
+                  " count=" + std::to_string(count) + (add ? " residual" : "") +
+                  (in_place ? " in place" : "") + " seed=" + std::to_string(seed);
+
+  // Sums of eighths with weights of eighths are exact.
+  std::vector<epilogue::Mean> means;
+  for (const uint32_t dest : test::destinations(count + 1, random)) {
+    const auto row = [&] { return static_cast<uint32_t>(random.size(0, 9)); };
+    means.push_back({row(), row(), 10 + dest, static_cast<float>(random.between(0, 8)) / 8});
+  }
+  means.resize(count);
+  rows.means = means.data();
+  Guarded<float> linear(9 * rows.ldl + n, random);
+  Guarded<float> got((14 + 2 * count) * rows.ldy + n, random);
+  Guarded<float> residual(got.size(), random);
+  Guarded<float> want(got.size(), random);
+  test::fill(linear, random, false);
+  test::fill(got, random, false);
+  test::fill(residual, random, false);
+  test::copy(got, want);
+  rows.linear = in_place ? got.data() : linear.data();
+  rows.residual = add ? residual.data() : nullptr;
+  rows.y = got.data();
+  for (const epilogue::Mean& mean : means) {
+    for (size_t j = 0; j < n; ++j) {
+      const size_t at = mean.dest * rows.ldy + j;
+      const double w = mean.weight;
+      const double value = (1 - w) * rows.linear[mean.first * rows.ldl + j] +
+                           w * rows.linear[mean.second * rows.ldl + j] +
+                           (add ? static_cast<double>(residual[at]) : 0.0);
+      want[at] = static_cast<float>(epilogue::reference_clamp(value, rows.lo, rows.hi));
+    }
+  }
+  kernel.mean(rows);
   test::check_same(got, want);
 }
 
@@ -163,6 +215,7 @@ void check_activations(const Listed& kernel) {
 int main() {
   test::for_each_usable(kKernels, [](const Listed& kernel) {
     for (size_t i = 0; i < test::rounds(700); ++i) check_spread(kernel, i);
+    for (size_t i = 0; i < test::rounds(700); ++i) check_mean(kernel, i);
     check_activations(kernel);
   });
 }
