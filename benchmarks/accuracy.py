@@ -136,7 +136,7 @@ SINGLE_POSITIONS = {
     "uniform 0.5": Method("uniform", SparsityConfig(0.5)),
     "resolution 22": Method("resolution", size=22),
 }
-# Those of the alternating masks in docs/accuracy.md, each beside the same in step.
+# Those of the alternating masks in docs/accuracy.md, each beside the same in step, and means.
 ALTERNATING = {
     **{
         f"{kind} {sparsity}{untrained}{alternate}": Method(
@@ -148,6 +148,15 @@ ALTERNATING = {
         for kind, masks in (("block-last", _block_last), ("uniform", SparsityConfig))
         for sparsity in (0.2, 0.3, 0.5, 0.75)
         for alternate in ("", ", alternate")
+    },
+    **{
+        f"block-last {sparsity}{untrained}, alternate, mean": Method(
+            "untrained" if untrained else "block-last",
+            _block_last(sparsity, alternate=True, fill="mean"),
+            trained=not untrained,
+        )
+        for untrained in ("", ", untrained")
+        for sparsity in (0.5, 0.75)
     },
     **{
         f"resolution {size}, untrained": Method("untrained", size=size, trained=False)

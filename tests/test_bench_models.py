@@ -26,7 +26,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(cache: Path) -> Model:
-    return prepare(NAME, cache, sparsities=[0, 0.25], fills=["bias", "nearest"], image_size=32)
+    return prepare(
+        NAME, cache, sparsities=[0, 0.25], fills=["bias", "nearest", "mean"], image_size=32
+    )
 
 
 def run_stock(path: Path, x: np.ndarray) -> np.ndarray:
@@ -47,13 +49,15 @@ def test_every_file_computes_what_the_one_torch_model_does(model: Model) -> None
         "semisparse 0",
         "semisparse 0.25 bias",
         "semisparse 0.25 nearest",
+        "semisparse 0.25 mean",
     ]
     for variant in model.variants:
         assert difference(run_stock(variant.path, model.x), variant.expected) < 1e-5
-    dense, bias, nearest = (variant.expected for variant in model.variants)
+    dense, bias, nearest, mean = (variant.expected for variant in model.variants)
     assert difference(dense, truth) < 1e-6
     assert difference(bias, truth) > 1e-3
     assert difference(bias, nearest) > 1e-3
+    assert difference(mean, nearest) > 1e-3
 
 
 def test_work_is_that_of_the_computed_positions(model: Model) -> None:
@@ -69,17 +73,18 @@ def test_work_is_that_of_the_computed_positions(model: Model) -> None:
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
             layer.register_forward_hook(count)
     module(torch.from_numpy(model.x))
-    dense, bias, nearest = (variant.work for variant in model.variants)
+    dense, bias, nearest, mean = (variant.work for variant in model.variants)
     assert model.work.flops == dense.flops == torch_flops
     assert bias.dense().flops == torch_flops
     assert [layer.name for layer in bias.layers] == [layer.name for layer in nearest.layers]
-    for layer in (*bias.layers, *nearest.layers):
+    assert [layer.name for layer in bias.layers] == [layer.name for layer in mean.layers]
+    for layer in (*bias.layers, *nearest.layers, *mean.layers):
         if layer.plane == (1, 1):
             assert layer.sparsity == 0
         else:  # where nothing reads a position, it is not computed either
             half = 0.5 / layer.positions
             assert 0.25 - half <= layer.sparsity <= 0.35 + half
-    assert bias.flops <= nearest.flops < 0.8 * dense.flops
+    assert bias.flops <= nearest.flops <= mean.flops < 0.8 * dense.flops
     assert {layer.name for layer in model.work.layers} == {layer.name for layer in bias.layers}
 
 
@@ -103,8 +108,10 @@ def network(num_classes):
 """
 
 
-@pytest.fixture
-def blocks(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+@pytest.fixture(params=["nearest", "mean"])
+def blocks(
+    request: pytest.FixtureRequest, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Model:
     """A network with one chain, fused and not."""
     (tmp_path / "some_blocks.py").write_text(BLOCKS)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -112,7 +119,7 @@ def blocks(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mode
         "some_blocks:network",
         cache,
         sparsities=[0, 0.25],
-        fills=["nearest"],
+        fills=[request.param],
         chains=["fused", "separate"],
         image_size=30,
     )
@@ -120,11 +127,12 @@ def blocks(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mode
 
 def test_chains_are_fused_or_not(blocks: Model) -> None:
     names = [variant.name for variant in blocks.variants]
+    fill = blocks.variants[-1].fill
     assert names == [
         "semisparse 0",
         "semisparse 0 separate",
-        "semisparse 0.25 nearest",
-        "semisparse 0.25 nearest separate",
+        f"semisparse 0.25 {fill}",
+        f"semisparse 0.25 {fill} separate",
     ]
     fused, separate = ("1.0+1.2+2",), ("1.0", "1.2", "2")
     for variant, nodes in zip(blocks.variants, [fused, separate] * 2, strict=True):

@@ -11,10 +11,11 @@ from semisparse import native, ops
 from semisparse.runtime import InferenceSession
 
 NAME = "ExpandDepthwiseProjectFillNearestAddClip"
+MEAN = "ExpandDepthwiseProjectFillMeanAddClip"
 SIZE = 80  # with 24 channels in between larger than half of any second-level cache here
 
 
-def parts(size=SIZE):
+def parts(size=SIZE, name=NAME):
     """Constants and feeds of a block with stride 2, by input name."""
     rng = np.random.default_rng(0)
 
@@ -30,11 +31,15 @@ def parts(size=SIZE):
     ):
         arrays[f"W_{stage}"] = weights
         arrays[f"B_{stage}"] = normal(weights.shape[0])
-        arrays[f"source_{stage}"] = native.source_map(rng.random((plane, plane)) < 0.6, "nearest")
+        mask = rng.random((plane, plane)) < 0.6
+        if name == MEAN:
+            arrays[f"sources_{stage}"], arrays[f"weight_{stage}"] = native.mean_sources(mask)
+        else:
+            arrays[f"source_{stage}"] = native.source_map(mask, "nearest")
     return arrays | {"R": normal(2, half, half, 8)}
 
 
-def model(arrays, fed=("X", "R"), **attributes) -> bytes:
+def model(arrays, fed=("X", "R"), name=NAME, **attributes) -> bytes:
     """A file with one node; what is fed has free sizes, all else is constant."""
     attributes = {"strides": [2, 2], "pads": [1, 1, 1, 1], "group": 24, **attributes}
     inputs = [
@@ -46,13 +51,13 @@ def model(arrays, fed=("X", "R"), **attributes) -> bytes:
     constants = [
         numpy_helper.from_array(array, name) for name, array in arrays.items() if name not in fed
     ]
-    node = helper.make_node(NAME, [*arrays], ["Y"], domain=ops.DOMAIN, **attributes)
+    node = helper.make_node(name, [*arrays], ["Y"], domain=ops.DOMAIN, **attributes)
     output = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [None] * 4)
     return helper.make_model(
         helper.make_graph([node], "one", inputs, [output], constants),
         ir_version=ops.IR_VERSION,
         opset_imports=[helper.make_opsetid("", ops.OPSET), helper.make_opsetid(ops.DOMAIN, 1)],
-        functions=ops.portable_bodies(NAME),
+        functions=ops.portable_bodies(name),
     ).SerializeToString()
 
 
@@ -60,9 +65,10 @@ def run(file, arrays, fed=("X", "R"), **options):
     return InferenceSession(file, **options).run(None, {name: arrays[name] for name in fed})[0]
 
 
-def test_large_planes_are_those_of_the_portable_body():
-    arrays = parts()
-    file = model(arrays)
+@pytest.mark.parametrize("name", [NAME, MEAN])
+def test_large_planes_are_those_of_the_portable_body(name):
+    arrays = parts(name=name)
+    file = model(arrays, name=name)
     assert onnx.load_from_string(file).functions
     np.testing.assert_allclose(
         run(file, arrays), run(file, arrays, library=False), rtol=1e-4, atol=1e-4
@@ -87,6 +93,25 @@ def test_constants_that_do_not_fit_are_refused(name, change, message):
     arrays[name] = np.ascontiguousarray(change(arrays[name]))
     with pytest.raises(Exception, match=f"semisparse.{NAME}.*({message})"):
         InferenceSession(model(arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sources_depthwise", lambda s: s[0]),
+        ("sources_depthwise", lambda s: s[:, :, :-1]),
+        ("sources_project", lambda s: s + 1),
+        ("sources_expand", lambda s: np.stack([s[0], np.arange(64).reshape(8, 8)])),
+        ("weight_expand", lambda w: w[:-1]),
+        ("weight_depthwise", lambda w: w + 1),
+        ("weight_project", lambda w: w * np.nan),
+    ],
+)
+def test_constants_of_means_that_do_not_fit_are_refused(name, change):
+    arrays = parts(8, MEAN)
+    arrays[name] = np.ascontiguousarray(change(arrays[name])).astype(arrays[name].dtype)
+    with pytest.raises(Exception, match=f"semisparse.{MEAN}"):
+        InferenceSession(model(arrays, name=MEAN))
 
 
 @pytest.mark.parametrize("name", ["W_expand", "B_depthwise", "source_project"])

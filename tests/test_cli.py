@@ -171,6 +171,16 @@ def test_export_masks_whole_blocks(invoke, tmp_path):
         assert any(m.shape == mask.shape and (mask <= m).all() for m in whole)
 
 
+def test_export_fills_with_means(invoke, tmp_path):
+    path = tmp_path / "model.onnx"
+    arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
+    masks = ("--sparsity", 0.5, "--fill", "mean", "--only", "block-last")
+    invoke("export", *arguments, *masks, "--out", path)
+    found = [node for node in onnx.load(path).graph.node if "FillMean" in node.op_type]
+    assert {node.op_type for node in found} == {"ConvFillMeanAddRelu"}
+    assert len(found) == 3
+
+
 def test_export_reports_its_layers(invoke, tmp_path):
     arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", 32)
     path = tmp_path / "model.onnx"

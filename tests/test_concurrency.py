@@ -15,7 +15,12 @@ from semisparse.training.models import create
 
 WORKERS = 4
 REPEATS = 20
-KINDS = {"bias": {"fill": "bias"}, "nearest": {"fill": "nearest"}, "blocks": {"block": 4}}
+KINDS = {
+    "bias": {"fill": "bias"},
+    "nearest": {"fill": "nearest"},
+    "mean": {"fill": "mean"},
+    "blocks": {"block": 4},
+}
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,10 @@ configs = st.floats(0.01, 0.99).flatmap(
         skip=st.lists(st.text(min_size=1), max_size=3),
         only=st.lists(st.text(min_size=1), max_size=3),
         per_layer=rules,
-        fill=st.sampled_from(["bias", "nearest"]),
-        per_layer_fill=st.dictionaries(st.text(min_size=1), st.just("bias"), max_size=3),
+        fill=st.sampled_from(["bias", "nearest", "mean"]),
+        per_layer_fill=st.dictionaries(
+            st.text(min_size=1), st.sampled_from(["bias", "mean"]), max_size=3
+        ),
         block=blocks,
         per_layer_block=st.dictionaries(st.text(min_size=1), blocks, max_size=3),
         masks=st.sampled_from(["blue-noise", "random"]),
@@ -112,7 +114,7 @@ def test_is_frozen() -> None:
         ({"sparsity": 0.2, "per_layer": {"a": 1.0}}, r"per_layer\['a'\] is 1"),
         ({"sparsity": 0.2, "per_layer": ["a"]}, "must map"),
         ({"sparsity": 0.2, "per_layer": {"": 0.1}}, "non-empty string"),
-        ({"sparsity": 0.2, "fill": "zero"}, "bias, nearest"),
+        ({"sparsity": 0.2, "fill": "zero"}, "bias, nearest, mean"),
         ({"sparsity": 0.2, "per_layer_fill": {"a": "zero"}}, r"per_layer_fill\['a'\]"),
         ({"sparsity": 0.2, "block": 0}, 'block must be a whole number from 1 up or "auto", got 0'),
         ({"sparsity": 0.2, "block": "automatic"}, 'from 1 up or "auto", got'),

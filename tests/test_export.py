@@ -20,7 +20,7 @@ import semisparse
 from semisparse import ops
 from semisparse.errors import ExportError, FileFormatError, ModelError
 from semisparse.export import exporter
-from semisparse.masks import source_map
+from semisparse.masks import mean_sources, source_map
 from semisparse.sparsifier import Sparsifier
 
 
@@ -295,7 +295,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 def test_activations_are_fused(fill, tmp_path):
     def forward(m, x):
         for name, activation in ACTIVATIONS.items():
@@ -454,7 +454,7 @@ def test_chains(monkeypatch, tmp_path):
     ).eval()
     traced = exporter.trace(model, (X,))
     monkeypatch.setattr(exporter, "trace", lambda *_: traced.clone())
-    for fill, written in (("bias", "FillBias"), ("nearest", "FillNearest")):
+    for fill, written in (("bias", "FillBias"), ("nearest", "FillNearest"), ("mean", "FillMean")):
         sparsifier = Sparsifier(model, X, semisparse.SparsityConfig(0.3, fill=fill), 1)
         sparsifier.freeze()
         report = export(model, X, path=tmp_path / "m.onnx")
@@ -496,7 +496,7 @@ def test_a_layer_whose_name_has_a_plus_is_in_no_chain(tmp_path):
     }
 
 
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 def test_stages_with_nothing_masked_have_full_masks(fill, tmp_path):
     forward = after(lambda m, x: m.d(m.e(x).relu()).relu(), lambda m, y: m.p(y))
     model = masked(block(forward, d=depthwise(stride=2)), X, fill=fill, skip=["1x1"])
@@ -505,15 +505,24 @@ def test_stages_with_nothing_masked_have_full_masks(fill, tmp_path):
     assert planes == {"e": (9, 8), "d": (5, 4), "p": (5, 4)}
     (chain,) = (node for node in onnx.load(report.path).graph.node if "+" in node.name)
     values = initializers(report.path)
-    assert [values[name].shape for name in chain.input[3::3]] == [(9, 8), (5, 4), (5, 4)]
-    maps = {name: values[key] for name, key in zip("edp", chain.input[3::3], strict=True)}
+    given = [name for name in chain.input[1:] if values[name].ndim in (2, 3)]
+    count = len(given) // 3
+    maps = {
+        name: [values[key] for key in given[i * count :][:count]] for i, name in enumerate("edp")
+    }
+    for name in "edp":
+        assert {array.shape[-2:] for array in maps[name]} == {planes[name]}
     for name in "ep":
         all_computed = torch.ones(planes[name], dtype=torch.bool)
         if fill == "bias":
-            np.testing.assert_array_equal(maps[name], all_computed)
+            expected = [all_computed]
+        elif fill == "nearest":
+            expected = [source_map(all_computed, fill)]
         else:
-            np.testing.assert_array_equal(maps[name], source_map(all_computed, fill))
-    assert not np.array_equal(maps["d"], maps["p"])
+            expected = mean_sources(all_computed)
+        for array, wanted in zip(maps[name], expected, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    assert not np.array_equal(maps["d"][0], maps["p"][0])
 
 
 def test_stages_of_different_fills_are_no_chain(tmp_path):
@@ -625,10 +634,11 @@ def test_masks_go_to_their_layers(tmp_path):
         np.testing.assert_array_equal(values[nodes[name].input[3]], source_map(mask, "nearest"))
 
 
-def test_one_mask_is_in_the_file_once(tmp_path):
-    model = masked(Net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()), X)
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
+def test_one_mask_is_in_the_file_once(fill, tmp_path):
+    model = masked(Net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()), X, fill=fill)
     nodes = onnx.load(export(model, X, path=tmp_path / "m.onnx").path).graph.node
-    assert len({node.input[3] for node in nodes if node.domain == ops.DOMAIN}) == 1
+    assert len({tuple(node.input[3:]) for node in nodes if node.domain == ops.DOMAIN}) == 1
 
 
 def test_nodes_are_named_after_layers(tmp_path):

@@ -91,7 +91,7 @@ def expected(model: Net, image: Tensor, fill: str) -> dict[tuple[int, int], Tens
     return found
 
 
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 def test_importance_is_the_first_order_divergence(fill: str) -> None:
     torch.manual_seed(0)
     model = Net().double()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from semisparse.errors import MaskError, ModelError
 from semisparse.layers import MaskedConv2d, attach, detach, masked_layers, masking_disabled
-from semisparse.masks import source_map
+from semisparse.masks import mean_sources, source_map
 
 
 def random_mask(height: int, width: int, seed: int = 0) -> Tensor:
@@ -46,8 +46,13 @@ def reference(conv: nn.Conv2d, x: Tensor, mask: Tensor, fill: str) -> Tensor:
     )
     if fill == "bias":
         columns = columns * mask.flatten()
-    else:
+    elif fill == "nearest":
         columns = columns[:, :, source_map(mask, "nearest").flatten().long()]
+    else:
+        sources, of_second = mean_sources(mask)
+        first, second = (columns[:, :, source] for source in sources.flatten(1).long())
+        share = of_second.flatten().double()
+        columns = (1 - share) * first + share * second
     parts = [
         w.flatten(1) @ c
         for w, c in zip(weight.chunk(conv.groups), columns.chunk(conv.groups, dim=1), strict=True)
@@ -72,7 +77,7 @@ CONVS: dict[str, dict[str, Any]] = {
     "reflect": {"kernel_size": 3, "padding": 2, "padding_mode": "reflect"},
     "replicate": {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"},
 }
-fills = pytest.mark.parametrize("fill", ["bias", "nearest"])
+fills = pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 
 
 @fills
@@ -120,6 +125,30 @@ def test_masked_inputs_have_no_gradient_and_nan_there_does_not_spread(fill: str)
     assert y.isfinite().all()
     y.sum().backward()
     assert (x.grad[:, :, ~conv.mask] == 0).all()
+
+
+@fills
+def test_computed_positions_keep_what_is_infinite(fill: str) -> None:
+    conv = masked(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4), fill)
+    x = torch.full((1, 1, 4, 4), float("inf"))
+    with masking_disabled(conv):
+        dense = conv(x)
+    assert torch.equal(conv(x)[..., conv.mask], dense[..., conv.mask])
+    only = torch.zeros(4, 4, dtype=torch.bool)
+    only[1, 2] = True
+    conv.set_mask(only)
+    y = conv(x)
+    assert torch.equal(y[..., 1, 2], dense[..., 1, 2])
+    assert fill == "bias" or torch.equal(y, dense)
+
+
+def test_weights_of_a_mean_survive_a_change_of_type() -> None:
+    x = torch.randn(1, 2, 6, 6)
+    conv = masked(nn.Conv2d(2, 3, 3, bias=False), x, "mean")
+    nn.init.ones_(conv.weight)
+    y = conv(x)
+    torch.testing.assert_close(conv.double()(x.double()).float(), y)
+    assert torch.equal(conv.half().float()(x), y)
 
 
 @fills
@@ -263,8 +292,9 @@ def test_other_input_size_is_refused_with_name_and_sizes(fill: str) -> None:
         conv(torch.zeros(1, 2, 8, 6))
 
 
-def test_bad_masks_are_refused_and_change_nothing() -> None:
-    conv = masked(nn.Conv2d(2, 3, 3), torch.zeros(1, 2, 6, 6), "nearest")
+@pytest.mark.parametrize("fill", ["nearest", "mean"])
+def test_bad_masks_are_refused_and_change_nothing(fill: str) -> None:
+    conv = masked(nn.Conv2d(2, 3, 3), torch.zeros(1, 2, 6, 6), fill)
     before = conv.mask.clone()
     for mask, message in [
         (torch.ones(4, 5, dtype=torch.bool), "4x5 does not fit stem, .* is 4x4"),

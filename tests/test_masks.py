@@ -12,8 +12,10 @@ from semisparse.errors import MaskError
 from semisparse.masks import (
     can_mask,
     mask_from_score,
+    mean_sources,
     propagate,
     source_map,
+    sources_of,
     sparsity_of,
     take_turn,
 )
@@ -196,6 +198,61 @@ def test_nearest_source_of_one_computed_position_in_a_large_plane() -> None:
     assert (source_map(mask, "nearest") == 639 * 640 + 3).all()
 
 
+def mean_by_definition(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    kept = np.argwhere(mask)
+    sources = np.empty((2, *mask.shape), dtype=np.int32)
+    weight = np.zeros(mask.shape)
+    for y, x in np.ndindex(*mask.shape):
+        distance = np.sqrt(((kept - (y, x)) ** 2).sum(axis=1))
+        a, *rest = distance.argsort(kind="stable")  # of equals the lowest index first
+        b = rest[0] if rest and not mask[y, x] else a
+        sources[:, y, x] = kept[[a, b]] @ (mask.shape[1], 1)
+        if b != a:
+            weight[y, x] = distance[a] / (distance[a] + distance[b])
+    return sources, weight
+
+
+def assert_means_are_those_of_the_definition(mask: np.ndarray) -> None:
+    sources, weight = mean_sources(torch.from_numpy(mask))
+    expected, expected_weight = mean_by_definition(mask)
+    assert sources.dtype == torch.int32
+    assert weight.dtype == torch.float32
+    np.testing.assert_array_equal(sources.numpy(), expected)
+    np.testing.assert_allclose(weight.numpy(), expected_weight, rtol=1e-6)
+    assert torch.equal(sources[0], source_map(torch.from_numpy(mask), "nearest"))
+
+
+@given(masks.filter(np.any))
+def test_mean_sources_are_the_two_nearest_weighted_by_inverse_distance(mask: np.ndarray) -> None:
+    assert_means_are_those_of_the_definition(mask)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.95])
+def test_mean_sources_on_large_planes(sparsity: float) -> None:
+    mask = mask_from_score(scores(33, 70, 1), sparsity)
+    mask[:, 20:50] = False
+    assert_means_are_those_of_the_definition(mask.numpy())
+
+
+@pytest.mark.parametrize("places", [[(111, 3)], [(0, 111), (111, 0)]])
+def test_mean_sources_of_few_computed_positions_in_a_large_plane(
+    places: list[tuple[int, int]],
+) -> None:
+    mask = torch.zeros(112, 112, dtype=torch.bool)
+    for place in places:
+        mask[place] = True
+    assert_means_are_those_of_the_definition(mask.numpy())
+
+
+def test_sources_are_those_of_the_fill() -> None:
+    mask = mask_from_score(scores(9, 7, 0), 0.5)
+    for fill in ("bias", "nearest"):
+        (source,) = sources_of(mask, fill)
+        assert torch.equal(source, source_map(mask, fill))
+    for found, expected in zip(sources_of(mask, "mean"), mean_sources(mask), strict=True):
+        assert torch.equal(found, expected)
+
+
 @given(masks)
 def test_bias_source_is_minus_one_where_masked(mask: np.ndarray) -> None:
     source = source_map(torch.from_numpy(mask), "bias").numpy()
@@ -223,8 +280,12 @@ ones = torch.ones(2, 3, dtype=torch.bool)
         (lambda: mask_from_score(torch.full((2, 2), float("nan")), 0.5), "NaN"),
         (lambda: source_map(ones.int(), "bias"), "int32"),
         (lambda: source_map(ones[0], "bias"), r"\[3\]"),
-        (lambda: source_map(ones, "mean"), "'mean'"),
+        (lambda: source_map(ones, "zero"), "'zero'"),
+        (lambda: source_map(ones, "mean"), "mean_sources"),
         (lambda: source_map(~ones, "nearest"), "no computed position"),
+        (lambda: mean_sources(ones.int()), "int32"),
+        (lambda: mean_sources(~ones), "2x3 has no computed position"),
+        (lambda: sources_of(ones, "zero"), "'zero'"),
         (lambda: sparsity_of(ones[:0]), r"\[0, 3\]"),
     ],
 )

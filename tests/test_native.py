@@ -136,6 +136,55 @@ def test_source_map_must_be_one(source):
         native.Conv(weights(4, 3, 1, 1), source=np.array(source, np.int32))
 
 
+PAIR = [[[0, 1], [2, 2]], [[0, 1], [2, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("source", "weight"),
+    [
+        ([PAIR[0], [[0, 1], [2, 4]]], 0.5),
+        ([PAIR[0], [[0, 1], [2, -1]]], 0.5),
+        ([[[0, 1], [2, -1]], PAIR[1]], 0.5),
+        ([PAIR[0], [[0, 1], [2, 3]]], 0.5),
+        ([PAIR[0], [[0, 1], [0, 0]]], 0.5),
+        (PAIR, 1.5),
+        (PAIR, -0.5),
+        (PAIR, np.nan),
+    ],
+    ids=[
+        "past the end",
+        "second negative",
+        "first negative",
+        "second masked",
+        "computed once",
+        "weight above 1",
+        "weight below 0",
+        "weight NaN",
+    ],
+)
+def test_sources_of_a_mean_must_be_some(source, weight):
+    share = np.array([[0, 0], [0, weight]], np.float32)
+    source = np.array(source, np.int32)
+    with pytest.raises(LibraryError):
+        native.Conv(weights(4, 3, 1, 1), source=source, weight=share)
+
+
+def test_shapes_of_a_mean_must_fit():
+    sources, weight = np.array(PAIR, np.int32), np.array([[0, 0], [0, 0.25]], np.float32)
+    x = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+    y = native.Conv(weights(1, 3, 1, 1), source=sources, weight=weight).run(x)
+    np.testing.assert_allclose(y.ravel(), [3, 12, 21, 0.75 * 21 + 0.25 * 3])
+    for source, share, message in (
+        (sources, weight[:1], r"weight is .*\[1, 2\]"),
+        (sources, weight.astype(np.float64), "weight is float64"),
+        (sources[0], weight, r"source is int32 of shape \[2, 2\]"),
+        (sources, None, r"source is int32 of shape \[2, 2, 2\]"),
+        (None, weight, r"weight is of shape \[2, 2\], but there is no source"),
+    ):
+        with pytest.raises(LibraryError, match=message):
+            native.Conv(weights(1, 3, 1, 1), source=source, weight=share)
+
+
 def test_input_of_another_size_than_the_source_map_is_refused():
     conv = native.Conv(weights(4, 3, 1, 1), source=np.arange(4, dtype=np.int32).reshape(2, 2))
     assert conv.run(weights(1, 2, 2, 3)).shape == (1, 2, 2, 4)
@@ -185,8 +234,11 @@ def test_masks_without_a_computed_position():
     assert (native.source_map(mask, "bias") == -1).all()
     with pytest.raises(MaskError):
         native.source_map(mask, "nearest")
-    with pytest.raises(MaskError, match="float64"):
-        native.source_map(np.ones((3, 4)), "bias")
+    with pytest.raises(MaskError):
+        native.mean_sources(mask)
+    for call in (lambda values: native.source_map(values, "bias"), native.mean_sources):
+        with pytest.raises(MaskError, match="float64"):
+            call(np.ones((3, 4)))
     with pytest.raises(ConfigError, match="zero"):
         native.source_map(mask, "zero")
 
@@ -205,7 +257,7 @@ def conv_create(desc, w, source=None, height=0, width=0, out=True):
     data = None if w is None else w.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     places = None if source is None else source.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
     return native.load().semisparse_conv_create(
-        desc, data, None, places, height, width, None, ctypes.byref(handle) if out else None
+        desc, data, None, places, None, height, width, None, ctypes.byref(handle) if out else None
     ), handle
 
 
@@ -297,15 +349,20 @@ def block(channels=3, hidden=5, outputs=4, **depthwise):
 @pytest.mark.parametrize("form", native.CHAINS)
 @pytest.mark.parametrize("size", [(9, 11), (150, 150)], ids=["by stages", "in bands"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_chain_is_its_convolutions_in_a_row(form, size, threads):
+@pytest.mark.parametrize("fill", ["nearest", "mean"])
+def test_chain_is_its_convolutions_in_a_row(form, size, threads, fill):
     rng = np.random.default_rng(0)
 
     def stage(outputs, inputs, kernel, group=1):
         mask = rng.random(size) < 0.7
+        source, share = native.source_map(mask, "nearest"), None
+        if fill == "mean":
+            source, share = native.mean_sources(mask)
         return native.Stage(
             rng.standard_normal((outputs, inputs, kernel, kernel)).astype(np.float32),
             rng.standard_normal(outputs).astype(np.float32),
-            native.source_map(mask, "nearest"),
+            source,
+            share,
             group=group,
             pads=(kernel // 2,) * 4,
             activation="clip",

@@ -72,7 +72,7 @@ class Problem:
         mask = None
         if self.sparsity is not None:
             mask = rng.random(plane) >= self.sparsity
-            if self.fill == "nearest" and not mask.any():
+            if self.fill != "bias" and not mask.any():
                 mask.flat[rng.integers(mask.size)] = True
         return (
             normal(self.batch, self.height, self.width, channels),
@@ -94,12 +94,31 @@ def nearest(mask: np.ndarray) -> np.ndarray:
     return source
 
 
-def source_of(mask: np.ndarray | None, fill: str) -> np.ndarray | None:
+def means(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two sources of fill "mean" and the second one's weight, by such a search."""
+    computed = [(y, x) for y, x in itertools.product(*map(range, mask.shape)) if mask[y, x]]
+    sources, weight = np.empty((2, *mask.shape), np.int32), np.zeros(mask.shape, np.float32)
+    for y, x in itertools.product(*map(range, mask.shape)):
+        by_distance = sorted((math.dist(p, (y, x)), p) for p in computed)
+        (near, first), (far, second) = (by_distance * 2)[:2]
+        if mask[y, x] or len(computed) == 1:
+            second = first
+        else:
+            weight[y, x] = near / (near + far)
+        sources[:, y, x] = [v * mask.shape[1] + u for v, u in (first, second)]
+    return sources, weight
+
+
+def source_of(mask: np.ndarray | None, fill: str) -> dict[str, np.ndarray]:
+    """What a masked convolution is made with."""
     if mask is None:
-        return None
+        return {}
     if fill == "nearest":
-        return nearest(mask)
-    return np.where(mask, np.arange(mask.size).reshape(mask.shape), -1).astype(np.int32)
+        return {"source": nearest(mask)}
+    if fill == "mean":
+        return dict(zip(("source", "weight"), means(mask), strict=True))
+    own = np.arange(mask.size).reshape(mask.shape)
+    return {"source": np.where(mask, own, -1).astype(np.int32)}
 
 
 def im2col(x: np.ndarray, problem: Problem) -> np.ndarray:
@@ -138,6 +157,13 @@ def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     if mask is not None and problem.fill == "nearest":
         source = nearest(mask).ravel()
         value, size = value[:, source], size[:, source]
+    if mask is not None and problem.fill == "mean":
+        sources, weight = means(mask)
+        first, second = sources.reshape(2, -1)
+        share = weight.astype(np.float64).reshape(-1, 1)
+        value, size = (
+            (1 - share) * array[:, first] + share * array[:, second] for array in (value, size)
+        )
     value, size = value.reshape(shape), size.reshape(shape)
     for term in (bias, residual):
         if term is not None:
@@ -150,13 +176,13 @@ def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return ACTIVATIONS[problem.activation](value), bound
 
 
-def create(problem: Problem, isa: str, source: np.ndarray | None) -> native.Conv:
+def create(problem: Problem, isa: str, **source: np.ndarray) -> native.Conv:
     _, weights, bias, _, _ = problem.arrays()
     a, b = PARAMETERS.get(problem.activation, (0.0, 0.0))
     return native.Conv(
         weights,
         bias,
-        source=source,
+        **source,
         group=problem.group,
         strides=problem.strides,
         pads=problem.pads,
@@ -170,7 +196,7 @@ def create(problem: Problem, isa: str, source: np.ndarray | None) -> native.Conv
 
 def check(problem: Problem, isa: str, threads: int = 1) -> None:
     x, _, _, mask, residual = problem.arrays()
-    conv = create(problem, isa, source_of(mask, problem.fill))
+    conv = create(problem, isa, **source_of(mask, problem.fill))
     assert conv.output_size(problem.height, problem.width) == problem.out_size
     expected, bound = reference(problem)
     actual = conv.run(x, residual, threads=threads)
@@ -215,7 +241,7 @@ def problems(draw, depthwise: bool) -> Problem:
         pads=pads,
         dilations=dilations,
         sparsity=draw(st.sampled_from([None, 0.0, 0.1, 0.3, 0.5, 0.9, 1.0])),
-        fill=draw(st.sampled_from(["bias", "nearest"])),
+        fill=draw(st.sampled_from(["bias", "nearest", "mean"])),
         activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
         bias=draw(st.booleans()),
         residual=draw(st.booleans()),
@@ -239,7 +265,7 @@ def test_depthwise_convolution(isa, problem, threads):
 
 # The layers that networks are made of, at their real channel counts.
 @every_isa
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 @pytest.mark.parametrize(
     ("channels", "outputs", "kernel", "stride", "size", "group"),
     [
@@ -284,9 +310,14 @@ def test_layers_of_networks(isa, fill, channels, outputs, kernel, stride, size, 
 def test_source_map(plane, sparsity, seed):
     rng = np.random.default_rng(seed)
     mask = rng.random(plane) >= sparsity
-    np.testing.assert_array_equal(native.source_map(mask, "bias"), source_of(mask, "bias"))
+    bias = source_of(mask, "bias")["source"]
+    np.testing.assert_array_equal(native.source_map(mask, "bias"), bias)
     mask.flat[rng.integers(mask.size)] = True
     np.testing.assert_array_equal(native.source_map(mask, "nearest"), nearest(mask))
+    sources, weight = native.mean_sources(mask)
+    expected, expected_weight = means(mask)
+    np.testing.assert_array_equal(sources, expected)
+    np.testing.assert_allclose(weight, expected_weight, rtol=1e-6)
 
 
 PLAIN = Problem(
@@ -318,16 +349,22 @@ def test_special_values_stay_in_the_windows_that_see_them(isa, problem, special)
     x, _, bias, mask, _ = problem.arrays()
     x[0, 4, 5, 2] = special
     with np.errstate(invalid="ignore", over="ignore"):
-        dense = create(problem, isa, None).run(x)
-        for fill in ("bias", "nearest"):
-            actual = create(problem, isa, source_of(mask, fill)).run(x)
+        dense = create(problem, isa).run(x)
+        for fill in ("bias", "nearest", "mean"):
+            actual = create(problem, isa, **source_of(mask, fill)).run(x)
             np.testing.assert_allclose(actual[:, mask], dense[:, mask], rtol=1e-4, atol=1e-4)
             masked = actual[0][~mask]
             if fill == "bias":
                 np.testing.assert_array_equal(masked, np.broadcast_to(bias, masked.shape))
-            else:
+            elif fill == "nearest":
                 copied = actual.reshape(-1, masked.shape[1])[nearest(mask)[~mask]]
                 np.testing.assert_array_equal(masked, copied)
+            else:
+                sources, weight = (array[..., ~mask] for array in means(mask))
+                first, second = actual.reshape(-1, masked.shape[1])[sources] - bias
+                share = weight[:, None]
+                mean = (1 - share) * first + share * second + bias
+                np.testing.assert_allclose(masked, mean, rtol=1e-4, atol=1e-4)
     # The dense result itself: every window that holds the value, and no other.
     sees = np.zeros(problem.out_size, bool)
     sees[3:6, 4:7] = True
@@ -350,7 +387,7 @@ def test_denormals_are_not_flushed(isa, problem):
 @every_isa
 def test_one_handle_serves_several_threads(isa):
     x, _, _, mask, _ = PLAIN.arrays()
-    conv = create(PLAIN, isa, source_of(mask, "nearest"))
+    conv = create(PLAIN, isa, **source_of(mask, "nearest"))
     inputs = [x * scale for scale in range(1, 5)]
     expected = [conv.run(value) for value in inputs]
 
@@ -364,7 +401,7 @@ def test_one_handle_serves_several_threads(isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_kernels_belong_to_the_instruction_set_asked_for(isa):
-    name = create(PLAIN, isa, None).kernel
+    name = create(PLAIN, isa).kernel
     assert native.kernels()[name]
     assert isa in name
 

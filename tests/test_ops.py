@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from semisparse import ops
-from semisparse.masks import source_map
+from semisparse.masks import mean_sources, source_map
 from semisparse.runtime import InferenceSession
 
 ACTIVATIONS = {
@@ -29,13 +29,16 @@ PARAMETERS = {"Clip": {"min": -0.25, "max": 0.75}, "LeakyRelu": {"alpha": 0.2}}
 ALL = [
     ops.ConvOp(*parts)
     for parts in itertools.product(
-        (None, "bias", "nearest"), (False, True), ACTIVATIONS, (False, True)
+        (None, "bias", "nearest", "mean"), (False, True), ACTIVATIONS, (False, True)
     )
 ]
 CHAINS = [
     ops.ChainOp(*parts)
     for parts in itertools.product(
-        ops.CHAIN_FORMS, (None, "bias", "nearest"), (False, True), (None, *ops.CHAIN_ACTIVATIONS)
+        ops.CHAIN_FORMS,
+        (None, "bias", "nearest", "mean"),
+        (False, True),
+        (None, *ops.CHAIN_ACTIVATIONS),
     )
     if parts[0].endswith("Project") or not parts[2]
 ]
@@ -92,6 +95,11 @@ def convolution(x, weight, bias, geometry, op, mask, residual=None):
     elif op.fill == "nearest":
         source = source_map(mask, "nearest")
         filled = linear.flatten(1, 2)[:, source.flatten().long()].reshape(linear.shape)
+    elif op.fill == "mean":
+        sources, weight = mean_sources(mask)
+        first, second = (linear.flatten(1, 2)[:, source] for source in sources.flatten(1).long())
+        share = weight.double().flatten()[:, None]
+        filled = ((1 - share) * first + share * second).reshape(linear.shape)
     biased = filled + torch.from_numpy(bias).double()
     if op.residual:
         biased = biased + torch.from_numpy(residual).double()
@@ -105,12 +113,15 @@ def random_mask(rng, plane):
 
 
 def fill_of(op, mask):
-    """The mask or source map that the operator takes, by the name of its input."""
+    """The mask or sources that the operator takes, by the names of its inputs."""
     if op.fill is None:
         return {}
     if op.fill == "bias":
         return {"mask": mask.numpy().astype(np.uint8)}
-    return {"source": source_map(mask, "nearest").numpy()}
+    if op.fill == "nearest":
+        return {"source": source_map(mask, "nearest").numpy()}
+    sources, weight = mean_sources(mask)
+    return {"sources": sources.numpy(), "weight": weight.numpy()}
 
 
 @pytest.mark.parametrize("op", [*ALL, *CHAINS], ids=lambda op: op.name)
@@ -123,11 +134,15 @@ def test_names_are_those_of_the_format():
     assert ops.ConvOp("bias").name == "ConvFillBias"
     assert ops.ConvOp("nearest", True, "Relu").name == "ConvFillNearestAddRelu"
     assert ops.ConvOp("bias", nchw=True).name == "ConvNchwFillBias"
-    assert len({op.name for op in ALL}) == 84
+    assert ops.ConvOp("mean", True, "Relu").name == "ConvFillMeanAddRelu"
+    assert ops.ConvOp("mean", True).inputs == ("X", "W", "B", "sources", "weight", "R")
+    assert len({op.name for op in ALL}) == 112
     assert ops.ChainOp("ExpandDepthwise").name == "ExpandDepthwise"
     residual = ops.ChainOp("ExpandDepthwiseProject", "nearest", True, "Clip")
     assert residual.name == "ExpandDepthwiseProjectFillNearestAddClip"
-    assert len({op.name for op in CHAINS}) == 90
+    mean = ops.ChainOp("DepthwiseProject", "mean", True, "Clip")
+    assert mean.name == "DepthwiseProjectFillMeanAddClip"
+    assert len({op.name for op in CHAINS}) == 120
 
 
 @pytest.mark.parametrize(
@@ -148,7 +163,7 @@ def test_other_names_of_chains_are_refused(name):
         ops.ChainOp.parse(name)
 
 
-@settings(max_examples=90)
+@settings(max_examples=120)
 @given(data=st.data(), op=st.sampled_from(ALL))
 def test_convolution(data, op):
     draw = data.draw
@@ -253,6 +268,22 @@ def test_masked_positions_do_not_see_an_infinite_input(library):
     attributes = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1}
     y = run(one_node("ConvFillBias", constants, attributes, {"X": x}), {"X": x}, library)
     np.testing.assert_array_equal(y.ravel(), [2.5, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("computed", [[[1, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 1]]])
+def test_computed_positions_of_a_mean_keep_what_is_infinite(computed, library):
+    x = np.array([[3, np.nan, 4], [5, 6, np.inf]], np.float32).reshape(1, 2, 3, 1)
+    mask = torch.tensor(computed, dtype=torch.bool)
+    constants = {
+        "W": np.ones((1, 1, 1, 1), np.float32),
+        "B": np.array([0.5], np.float32),
+        **fill_of(ops.ConvOp("mean"), mask),
+    }
+    y = run(one_node("ConvFillMean", constants, POINTWISE, {"X": x}), {"X": x}, library)
+    np.testing.assert_array_equal(y[:, mask], x[:, mask] + 0.5)
+    # One of their two sources is.
+    assert not np.isfinite(y[:, ~mask]).any()
 
 
 @pytest.mark.parametrize("library", [False, True])

@@ -316,7 +316,7 @@ def test_training_is_the_plain_one_while_nothing_is_masked() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 7, 12, 19])
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 def test_restored_state_goes_on_bit_for_bit(stop: int, fill: str) -> None:
     torch.manual_seed(0)
     model = Net()

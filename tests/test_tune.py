@@ -196,7 +196,7 @@ def test_blocks_are_single_positions_and_what_training_would_take(exported, dens
     assert {c.block for place in places(onnx.load(exported), 3) for c in place.choices} == {3}
 
 
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 @pytest.mark.parametrize("choice", [0, 1])
 def test_masks_in_a_file_compute_what_they_do_in_torch(inverted, fill, choice):
     """By the portable bodies: the library's operators have tests of their own."""
@@ -226,7 +226,7 @@ def test_masks_in_a_file_compute_what_they_do_in_torch(inverted, fill, choice):
     if fill == "bias":
         np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
     else:
-        # Masked positions copy another computed one than the nearest.
+        # Masked positions copy other computed ones than the nearest.
         assert output.shape == expected.shape
         assert np.isfinite(output).all()
 

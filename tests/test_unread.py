@@ -54,6 +54,8 @@ def computed(path):
         result[node.name] = None
         if "Fill" in node.op_type:
             value = values[node.input[3]]
+            if "FillMean" in node.op_type:
+                value = value[0]
             own = np.arange(value.size).reshape(value.shape)
             result[node.name] = value != 0 if "FillBias" in node.op_type else value == own
     return result
@@ -130,7 +132,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("fill", ["bias", "nearest"])
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_torch_does_not_depend_on_is_left_out(kind, fill, tmp_path):
     forward, layers, sparsity, left_out = KINDS[kind]
@@ -159,6 +161,19 @@ def test_a_masked_layer_keeps_what_is_copied_from_it(tmp_path):
     found = computed(tmp_path / "m.onnx")["a"]
     # Row 3 copies row 2, the lower of its two neighbours.
     np.testing.assert_array_equal(found, rows.numpy() == 2)
+
+
+def test_a_layer_whose_fill_is_the_mean_keeps_its_own_mask(tmp_path):
+    """Also where less of it is read; what is before it has to compute what that mask reads."""
+    torch.manual_seed(0)
+    model = masked(Net(three, a=conv(3), b=conv(), c=conv()), {"b": 0.3, "c": 0.6}, "mean")
+    report = semisparse.export_onnx(model, X, tmp_path / "m.onnx")
+    assert max(report.errors.values()) < 1e-5
+    found = computed(tmp_path / "m.onnx")
+    assert not model.b.mask.all()
+    np.testing.assert_array_equal(found["b"], model.b.mask)
+    np.testing.assert_array_equal(found["c"], model.c.mask)
+    np.testing.assert_array_equal(found["a"], model.b.mask)
 
 
 UNTOUCHED = {

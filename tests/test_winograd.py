@@ -45,6 +45,13 @@ def copied(linear: np.ndarray, source: np.ndarray) -> np.ndarray:
     return np.where(source[..., None] >= 0, flat.reshape(linear.shape), 0)
 
 
+def mean_of(linear: np.ndarray, sources: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Likewise with two sources."""
+    first, second = (copied(linear, source) for source in sources)
+    share = weight.astype(np.float64)[..., None]
+    return (1 - share) * first + share * second
+
+
 def block_mask(
     rng: np.random.Generator, height: int, width: int, block: int, sparsity: float
 ) -> np.ndarray:
@@ -89,7 +96,7 @@ def test_error_of_the_layers_of_a_network(isa, size, channels, monkeypatch):
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     batch=st.integers(1, 3),
     masks=st.sampled_from([None, 1, 2, 4]),
-    fill=st.sampled_from(["bias", "nearest"]),
+    fill=st.sampled_from(["bias", "nearest", "mean"]),
     residual=st.booleans(),
     activation=st.sampled_from(["identity", "relu", "silu"]),
     threads=st.sampled_from([1, 3]),
@@ -103,10 +110,15 @@ def test_any_plane_and_mask(
     bias = normal(rng, channels[1])
     value = exact(x, weights, pads)
     height, width = value.shape[1:3]
-    source = None
+    source = weight = None
     if masks is not None:
-        source = native.source_map(block_mask(rng, height, width, masks, 0.4), fill)
-        value = copied(value, source)
+        mask = block_mask(rng, height, width, masks, 0.4)
+        if fill == "mean":
+            source, weight = native.mean_sources(mask)
+            value = mean_of(value, source, weight)
+        else:
+            source = native.source_map(mask, fill)
+            value = copied(value, source)
     value = value + bias
     added = normal(rng, *value.shape) if residual else None
     if added is not None:
@@ -118,7 +130,9 @@ def test_any_plane_and_mask(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEMISPARSE_WINOGRAD", tile)
-        conv = native.Conv(weights, bias, source=source, pads=pads, activation=activation, isa=isa)
+        conv = native.Conv(
+            weights, bias, source=source, weight=weight, pads=pads, activation=activation, isa=isa
+        )
     assert f"winograd_{isa}_{tile}x{tile}" in conv.kernel
     y = conv.run(x, added, threads=threads)
     np.testing.assert_allclose(y, value, rtol=0, atol=3e-5)

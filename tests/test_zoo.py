@@ -82,7 +82,7 @@ def test_export(name, monkeypatch, tmp_path):
     # Tracing takes most of the time and knows nothing of masks.
     traced = exporter.trace(model, (x,))
     monkeypatch.setattr(exporter, "trace", lambda *_: traced.clone())
-    for fill in ("bias", "nearest"):
+    for fill in ("bias", "nearest", "mean"):
         config = semisparse.SparsityConfig(sparsity=0.3, fill=fill)
         sparsifier = Sparsifier(model, x, config, total_steps=1)
         sparsifier.freeze()

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from semisparse.errors import MaskError, ModelError
-from semisparse.masks import check_mask, source_map
+from semisparse.masks import check_mask, sources_of
 
-_ATTRIBUTES = ("mask", "_source", "fill", "layer_name")
+_ATTRIBUTES = ("mask", "_source", "_weight", "fill", "layer_name")
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -24,11 +24,11 @@ class MaskedConv2d(nn.Conv2d):
 
     The mask acts on the linear part, before the layer's own bias: with bias ``b``, fill ``"bias"``
     gives ``where(mask, W * x + b, b)``. Fill ``"nearest"`` copies whole outputs, which is the same
-    as copying the linear part, since the bias is equal at all positions.
+    as copying the linear part, since the bias is equal at all positions, and so is ``"mean"``.
 
     Attributes:
         mask: bool ``[H_out, W_out]``, True where computed; a buffer, so it is in the state_dict.
-        fill: ``"bias"`` or ``"nearest"``.
+        fill: ``"bias"``, ``"nearest"`` or ``"mean"``.
         layer_name: what errors call it.
     """
 
@@ -36,6 +36,7 @@ class MaskedConv2d(nn.Conv2d):
     fill: str
     layer_name: str
     _source: Tensor
+    _weight: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain convolution, ``[N, C, H, W]`` or ``[C, H, W]``.
@@ -52,19 +53,25 @@ class MaskedConv2d(nn.Conv2d):
             )
         if self.fill == "nearest":
             return _take(output, self._source)
+        if self.fill == "mean":
+            first, second = (_take(output, source) for source in self._source)
+            weight = self._weight.view(torch.float32).to(output.dtype)
+            # The mean of an infinite value and itself would be NaN.
+            return torch.where(weight > 0, torch.lerp(first, second, weight), first)
         if self.bias is None:
             return torch.where(self.mask, output, 0)
         return torch.where(self.mask, output, self.bias[:, None, None].to(output.dtype))
 
-    def set_mask(self, mask: Tensor, source: Tensor | None = None) -> None:
+    def set_mask(self, mask: Tensor, sources: tuple[Tensor, ...] | None = None) -> None:
         """Replace the mask, in place.
 
         Args:
             mask: bool ``[H_out, W_out]``, on any device.
-            source: ``source_map(mask, self.fill)`` if it is already at hand.
+            sources: ``sources_of(mask, self.fill)`` if they are already at hand.
 
         Raises:
-            MaskError: if it is no mask, has another size, or masks everything under "nearest".
+            MaskError: if it is no mask, has another size, or masks everything under another fill
+                than "bias".
         """
         check_mask(mask)
         if mask.shape != self.mask.shape:
@@ -72,16 +79,21 @@ class MaskedConv2d(nn.Conv2d):
                 f"a mask of {_by(mask.shape)} does not fit {self.layer_name}, whose output plane "
                 f"is {_by(self.mask.shape)}."
             )
-        if self.fill == "nearest":
-            if source is None:
-                source = source_map(mask, self.fill)
-            self._source.copy_(source.flatten())
+        self._set_sources(mask, sources)
         self.mask.copy_(mask)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        if self.fill == "nearest":
-            self._source.copy_(source_map(self.mask, self.fill).flatten())
+        self._set_sources(self.mask)
+
+    def _set_sources(self, mask: Tensor, sources: tuple[Tensor, ...] | None = None) -> None:
+        if self.fill == "bias":
+            return
+        if sources is None:
+            sources = sources_of(mask, self.fill)
+        self._source.copy_(sources[0].flatten(-2))
+        if self.fill == "mean":
+            self._weight.copy_(sources[1].view(torch.int32))
 
     def extra_repr(self) -> str:
         """The plain convolution's arguments, the plane and the fill."""
@@ -119,7 +131,7 @@ def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") 
         conv: a Conv2d or a subclass of it; its class changes.
         height: of its output plane.
         width: of its output plane.
-        fill: ``"bias"`` or ``"nearest"``.
+        fill: ``"bias"``, ``"nearest"`` or ``"mean"``.
         name: what errors call it.
 
     Raises:
@@ -137,15 +149,21 @@ def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") 
                 f"attribute {attribute!r} of its own; rename that."
             )
     mask = torch.ones(height, width, dtype=torch.bool)
-    # gather wants int64 indices.
-    source = source_map(mask, fill).flatten().long()
+    sources = sources_of(mask, fill)
     _set_class(conv, _masked_class(type(conv)))
     layer = cast(MaskedConv2d, conv)
     layer.fill = fill
     layer.layer_name = name
     layer.register_buffer("mask", mask.to(conv.weight.device))
-    if fill == "nearest":
-        layer.register_buffer("_source", source.to(conv.weight.device), persistent=False)
+    buffers = {}
+    if fill != "bias":
+        # gather wants int64 indices.
+        buffers["_source"] = sources[0].flatten(-2).long()
+    if fill == "mean":
+        # The bits as integers, which half() and double() leave as they are.
+        buffers["_weight"] = sources[1].view(torch.int32)
+    for buffer, tensor in buffers.items():
+        layer.register_buffer(buffer, tensor.to(conv.weight.device), persistent=False)
 
 
 def detach(conv: nn.Conv2d) -> None:

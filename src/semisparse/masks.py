@@ -144,8 +144,8 @@ def source_map(mask: Tensor, fill: str) -> Tensor:
         int32 ``[H, W]``; a computed position holds its own index.
 
     Raises:
-        MaskError: for a mask that is no bool map, an unknown fill, or ``"nearest"`` with no
-            computed position.
+        MaskError: for a mask that is no bool map, another fill, or ``"nearest"`` with no computed
+            position.
     """
     check_mask(mask)
     height, width = mask.shape
@@ -154,9 +154,11 @@ def source_map(mask: Tensor, fill: str) -> Tensor:
     if fill == "bias":
         return torch.where(mask, index, -1).int()
     if fill != "nearest":
-        raise MaskError(f"fill is {fill!r}, but must be 'bias' or 'nearest'.")
-    if not bool(mask.any()):
-        raise MaskError(f"a mask of {height}x{width} has no computed position to be nearest to.")
+        raise MaskError(
+            f"fill is {fill!r}, but must be 'bias' or 'nearest'; for 'mean', which has two sources, "
+            "call mean_sources."
+        )
+    _check_computed(mask)
 
     # Exact Euclidean distance transform, one axis after the other. A candidate is one number,
     # distance² * count + index, so that the smallest one is the nearest and then the lowest.
@@ -186,6 +188,73 @@ def _nearest_in_column(mask: Tensor, index: Tensor) -> Tensor:
     return (row - nearest) ** 2 * count + nearest.clamp(0, height - 1) * width + index % width
 
 
+def mean_sources(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The two positions whose linear parts' mean each position takes, and how they are weighted.
+
+    They are the two nearest computed positions: Euclidean, ties to the lowest index. The mean is
+    weighted by inverse distance, so at distances ``a <= b`` the second one counts ``a / (a + b)``.
+
+    Args:
+        mask: bool ``[H, W]``.
+
+    Returns:
+        Row-major indices of the nearest and the second nearest position, int32 ``[2, H, W]``, and
+        the weight of the second, float32 ``[H, W]``. A computed position holds its own index twice
+        and the weight 0. Where it is the only one, all others hold it so.
+
+    Raises:
+        MaskError: for a mask that is no bool map, or one with no computed position.
+    """
+    check_mask(mask)
+    _check_computed(mask)
+    height, width = mask.shape
+    count = height * width
+    index = torch.arange(count, device=mask.device).view(height, width)
+    # As in source_map, with the best two candidates in order. This one is above all real ones.
+    none = torch.full_like(index, (height + width) ** 2 * count)
+    first, second = _two_nearest_in_row(torch.where(mask, index, none).T, none.T, count)
+    first, second = _two_nearest_in_row(first.T, second.T, count)
+    second = torch.where(mask | (second >= none), first, second)
+    near, far = ((code // count).double().sqrt() for code in (first, second))
+    weight = torch.where(first == second, 0, near / (near + far))
+    return torch.stack([first, second]).remainder(count).int(), weight.float()
+
+
+def sources_of(mask: Tensor, fill: str) -> tuple[Tensor, ...]:
+    """What a layer of any fill takes its outputs from.
+
+    Returns:
+        Of :func:`source_map`, or for ``"mean"`` of :func:`mean_sources`.
+
+    Raises:
+        MaskError: as they do.
+    """
+    return mean_sources(mask) if fill == "mean" else (source_map(mask, fill),)
+
+
+def _two_nearest_in_row(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of all positions of a row, the lowest two of ``distance² * count`` more than the codes there.
+
+    No two codes of a row are of one source, so a second one differs from the first.
+    """
+    lowest, next_lowest = first.clone(), second.clone()
+    width = first.shape[1]
+    for shift in range(1, width):
+        step = shift * shift * count
+        if step > int(next_lowest.max()):
+            break
+        for here, there in (
+            (slice(shift, None), slice(None, -shift)),
+            (slice(None, -shift), slice(shift, None)),
+        ):
+            other = first[:, there] + step
+            higher = torch.maximum(lowest[:, here], other)
+            lower = torch.minimum(next_lowest[:, here], second[:, there] + step)
+            next_lowest[:, here] = torch.minimum(higher, lower)
+            lowest[:, here] = torch.minimum(lowest[:, here], other)
+    return lowest, next_lowest
+
+
 def sparsity_of(mask: Tensor) -> float:
     """Fraction of the positions that are masked."""
     check_mask(mask)
@@ -199,3 +268,9 @@ def check_mask(mask: Tensor) -> None:
             "a mask must be a non-empty bool tensor [H, W], True where computed, "
             f"got {mask.dtype} {list(mask.shape)}."
         )
+
+
+def _check_computed(mask: Tensor) -> None:
+    if not bool(mask.any()):
+        height, width = mask.shape
+        raise MaskError(f"a mask of {height}x{width} has no computed position to be nearest to.")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from semisparse.errors import ConfigError, LibraryError, MaskError
 from semisparse.runtime import library_path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 ACTIVATIONS = {
     "identity": 0,
@@ -64,6 +64,7 @@ class ChainStage(ctypes.Structure):
         ("weights", ctypes.POINTER(ctypes.c_float)),
         ("bias", ctypes.POINTER(ctypes.c_float)),
         ("source", ctypes.POINTER(ctypes.c_int32)),
+        ("weight", ctypes.POINTER(ctypes.c_float)),
         ("height", ctypes.c_int64),
         ("width", ctypes.c_int64),
     )
@@ -108,9 +109,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "isa": (_text, ()),
     "kernel_name": (_text, (_size, _ints)),
     "source_map": (ctypes.c_int, (_bytes, _i64, _i64, ctypes.c_int, _int32s)),
+    "mean_sources": (ctypes.c_int, (_bytes, _i64, _i64, _int32s, _floats)),
     "conv_create": (
         ctypes.c_int,
-        (_desc, _floats, _floats, _int32s, _i64, _i64, _text, ctypes.POINTER(_handle)),
+        (_desc, _floats, _floats, _int32s, _floats, _i64, _i64, _text, ctypes.POINTER(_handle)),
     ),
     "conv_destroy": (None, (_handle,)),
     "conv_kernel": (_text, (_handle,)),
@@ -200,11 +202,7 @@ def source_map(mask: NDArray[np.bool_], fill: str) -> NDArray[np.int32]:
     Raises:
         MaskError: the mask is not a non-empty plane, or has no computed position to copy from.
     """
-    if mask.ndim != 2 or mask.dtype != np.bool_:
-        raise MaskError(
-            f"The mask is {mask.dtype} of shape {mask.shape}; give a bool array [H_out, W_out]."
-        )
-    plane = np.ascontiguousarray(mask, np.uint8)
+    plane = _plane(mask)
     source = np.empty(mask.shape, np.int32)
     status = load().semisparse_source_map(
         plane.ctypes.data_as(_bytes),
@@ -216,6 +214,35 @@ def source_map(mask: NDArray[np.bool_], fill: str) -> NDArray[np.int32]:
     return source
 
 
+def mean_sources(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Floats]:
+    """The two sources `[2, H_out, W_out]` of a mask `[H_out, W_out]` and the second one's weight
+    `[H_out, W_out]`, for the fill "mean".
+
+    Raises:
+        MaskError: the mask is not a non-empty plane, or has no computed position to copy from.
+    """
+    plane = _plane(mask)
+    sources = np.empty((2, *mask.shape), np.int32)
+    weight = np.empty(mask.shape, np.float32)
+    status = load().semisparse_mean_sources(
+        plane.ctypes.data_as(_bytes),
+        *mask.shape,
+        sources.ctypes.data_as(_int32s),
+        weight.ctypes.data_as(_floats),
+    )
+    _check(status, MaskError)
+    return sources, weight
+
+
+def _plane(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A mask as the library reads it."""
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise MaskError(
+            f"The mask is {mask.dtype} of shape {mask.shape}; give a bool array [H_out, W_out]."
+        )
+    return np.ascontiguousarray(mask, np.uint8)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One convolution: `y = activation(fill(W * x) + bias)`.
@@ -223,7 +250,9 @@ class Stage:
     Attributes:
         weights: `[C_out, C_in / group, kh, kw]`.
         bias: `[C_out]`, or None for zeros.
-        source: source map `[H_out, W_out]`, or None for a dense convolution at any size.
+        source: source map `[H_out, W_out]`, or None for a dense convolution at any size; with
+            `weight` the two sources `[2, H_out, W_out]` of a mean.
+        weight: of a mean's second source, `[H_out, W_out]` within [0, 1].
         pads: top, left, bottom, right.
         activation: a key of `ACTIVATIONS`; `activation_a` and `activation_b` are the bounds of
             "clip", and `activation_a` the slope of "leaky_relu".
@@ -233,6 +262,7 @@ class Stage:
     weights: Floats
     bias: Floats | None = None
     source: NDArray[np.int32] | None = None
+    weight: Floats | None = None
     group: int = 1
     strides: Sequence[int] = (1, 1)
     pads: Sequence[int] = (0, 0, 0, 0)
@@ -257,8 +287,17 @@ class Stage:
         _require("weights", self.weights, np.float32, (None,) * 4)
         if self.bias is not None:
             _require("bias", self.bias, np.float32, (self.out_channels,))
+        height, width = (0, 0) if self.source is None else self.source.shape[-2:]
+        if self.weight is not None:
+            if self.source is None:
+                raise LibraryError(
+                    f"weight is of shape {list(self.weight.shape)}, but there is no source; give "
+                    "both, as from mean_sources, or neither."
+                )
+            _require("weight", self.weight, np.float32, (height, width))
         if self.source is not None:
-            _require("source", self.source, np.int32, (None, None))
+            pair = () if self.weight is None else (2,)
+            _require("source", self.source, np.int32, (*pair, None, None))
         desc = ConvDesc(
             in_channels=self.in_channels,
             out_channels=self.out_channels,
@@ -272,12 +311,12 @@ class Stage:
             activation_b=self.activation_b,
             input_layout=_choice("input_layout", self.input_layout, LAYOUTS),
         )
-        height, width = (0, 0) if self.source is None else self.source.shape
         return ChainStage(
             ctypes.pointer(desc),
             self.weights.ctypes.data_as(_floats),
             None if self.bias is None else self.bias.ctypes.data_as(_floats),
             None if self.source is None else self.source.ctypes.data_as(_int32s),
+            None if self.weight is None else self.weight.ctypes.data_as(_floats),
             height,
             width,
         )
@@ -381,6 +420,7 @@ class Conv(_Layer):
             argument.weights,
             argument.bias,
             argument.source,
+            argument.weight,
             argument.height,
             argument.width,
             _encoded(isa),

@@ -13,7 +13,9 @@ VERSION = 1
 OPSET = 18
 IR_VERSION = 8
 
-_FILLS = {"bias": "FillBias", "nearest": "FillNearest"}
+_FILLS = {"bias": "FillBias", "nearest": "FillNearest", "mean": "FillMean"}
+# What tells a convolution or a stage where it is masked, behind weights and bias.
+FILL_INPUTS = {None: (), "bias": ("mask",), "nearest": ("source",), "mean": ("sources", "weight")}
 
 _ACTIVATION_BODIES = {
     "Relu": "Y = Relu(y)",
@@ -39,6 +41,25 @@ _FILL_BODIES = {
     "flat = Constant<value_ints = [0, 0, -1]>()\n"
     "positions = Reshape(linear, flat)\n"
     "filled = Gather<axis = 2>(positions, source)\n"
+    "rows = Transpose<perm = [0, 2, 3, 1]>(filled)\n"
+    "biased = Add(rows, B)",
+    # Where again: the mean of an infinite value and itself would be NaN.
+    "mean": "linear = Conv{geometry}(x, W)\n"
+    "flat = Constant<value_ints = [0, 0, -1]>()\n"
+    "positions = Reshape(linear, flat)\n"
+    "zero = Constant<value_int = 0>()\n"
+    "one = Constant<value_int = 1>()\n"
+    "source = Gather<axis = 0>(sources, zero)\n"
+    "second_source = Gather<axis = 0>(sources, one)\n"
+    "first = Gather<axis = 2>(positions, source)\n"
+    "second = Gather<axis = 2>(positions, second_source)\n"
+    "whole = Constant<value_float = 1.0>()\n"
+    "rest = Sub(whole, weight)\n"
+    "of_first = Mul(first, rest)\n"
+    "of_second = Mul(second, weight)\n"
+    "mean = Add(of_first, of_second)\n"
+    "single = Equal(source, second_source)\n"
+    "filled = Where(single, first, mean)\n"
     "rows = Transpose<perm = [0, 2, 3, 1]>(filled)\n"
     "biased = Add(rows, B)",
 }
@@ -93,7 +114,7 @@ class ConvOp:
     """Which convolution: what masked positions hold, and what is fused behind it.
 
     Attributes:
-        fill: "bias", "nearest", or None for a dense convolution.
+        fill: "bias", "nearest", "mean", or None for a dense convolution.
         residual: whether a tensor of the output's shape is added before the activation.
         activation: one of Relu, Clip, LeakyRelu, Silu, HardSwish, Sigmoid, or None.
         nchw: whether the input is NCHW; the output is NHWC either way.
@@ -113,8 +134,7 @@ class ConvOp:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs in order."""
-        fill = {None: (), "bias": ("mask",), "nearest": ("source",)}[self.fill]
-        return ("X", "W", "B", *fill, *(("R",) if self.residual else ()))
+        return ("X", "W", "B", *FILL_INPUTS[self.fill], *(("R",) if self.residual else ()))
 
     @classmethod
     def parse(cls, name: str) -> ConvOp:
@@ -135,7 +155,7 @@ class ChainOp:
 
     Attributes:
         form: one of `CHAIN_FORMS`.
-        fill: "bias" or "nearest" of all stages, or None where all are dense.
+        fill: "bias", "nearest" or "mean" of all stages, or None where all are dense.
         residual: whether a tensor of the output's shape is added to the projection.
         activation: of the stages before the projection, one of `CHAIN_ACTIVATIONS` or None.
     """

@@ -21,7 +21,7 @@ from semisparse.masks import (
     check_mask,
     mask_from_score,
     propagate,
-    source_map,
+    sources_of,
     sparsity_of,
     take_turn,
 )
@@ -315,14 +315,14 @@ class Sparsifier:
 
     def _mask_by(self, draw: Tensor, progress: float) -> None:
         # Layers of one size and one rule have one mask, and most models have few sizes.
-        made: dict[tuple[torch.Size, LayerRule], tuple[Tensor, Tensor]] = {}
+        made: dict[tuple[torch.Size, LayerRule], tuple[Tensor, tuple[Tensor, ...]]] = {}
         for name, layer in self._layers.items():
             rule, size = self._rules[name], layer.mask.shape
             if (size, rule) not in made:
                 score = self._score(draw, size, rule)
                 sparsity = self._sparsity_at(progress, rule.sparsity)
                 mask = mask_from_score(score, sparsity, rule.block)
-                made[size, rule] = mask, source_map(mask, rule.fill)
+                made[size, rule] = mask, sources_of(mask, rule.fill)
             layer.set_mask(*made[size, rule])
 
 

@@ -54,8 +54,8 @@ class Settings:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.peers if name not in PEERS]:
             raise ConfigError(f"There is no peer {unknown[0]!r}; known are {', '.join(PEERS)}.")
-        if unknown := [fill for fill in self.fills if fill not in ("bias", "nearest")]:
-            raise ConfigError(f"There is no fill {unknown[0]!r}; known are bias and nearest.")
+        if unknown := [fill for fill in self.fills if fill not in ("bias", "nearest", "mean")]:
+            raise ConfigError(f"There is no fill {unknown[0]!r}; known are bias, nearest and mean.")
         if unknown := [kind for kind in self.chains if kind not in ("fused", "separate")]:
             raise ConfigError(
                 f"There is no kind of chains {unknown[0]!r}; known are fused and separate."

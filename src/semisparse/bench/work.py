@@ -133,8 +133,8 @@ def name_layers(path: Path) -> None:
 def work_of(model: onnx.ModelProto) -> Work:
     """What a model computes.
 
-    A masked convolution is one of the operators of the domain `semisparse`, whose mask or source
-    map tells which positions are computed. A chain is several of them.
+    A masked convolution is one of the operators of the domain `semisparse`, whose mask or sources
+    tell which positions are computed. A chain is several of them.
     """
     from onnx import numpy_helper, shape_inference
 
@@ -155,6 +155,9 @@ def work_of(model: onnx.ModelProto) -> Work:
         elif "FillNearest" in node.op_type:
             source = numpy_helper.to_array(constants[node.input[first + 2]]).ravel()
             computed = int(np.count_nonzero(source == np.arange(source.size)))
+        elif "FillMean" in node.op_type:
+            nearest = numpy_helper.to_array(constants[node.input[first + 2]])[0].ravel()
+            computed = int(np.count_nonzero(nearest == np.arange(nearest.size)))
         weights = tuple(constants[node.input[first]].dims)
         return Layer(name, node.name, weights, (height, width), computed)
 
@@ -162,7 +165,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     for node in inferred.node:
         stages = [stage for stage in _STAGES if stage in node.op_type]
         if node.domain == DOMAIN and stages:
-            inputs = 3 if "Fill" in node.op_type else 2
+            inputs = 2 + ("Fill" in node.op_type) + ("FillMean" in node.op_type)
             for index, name in enumerate(_layers_in(node, stages)):
                 # An expansion has the plane of its input, the others share that of the output.
                 value = node.input[0] if stages[index] == "Expand" else node.output[0]

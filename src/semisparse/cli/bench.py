@@ -52,7 +52,10 @@ def bench(
         list[str] | None,
         typer.Option(help="Sparsities; 0 is the dense model. (default: 0 0.1 0.2 0.3 0.5)"),
     ] = None,
-    fill: Annotated[list[str] | None, typer.Option(help="Fills. (default: bias nearest)")] = None,
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(help="Fills: bias, nearest, mean. (default: bias nearest)"),
+    ] = None,
     block: Annotated[
         list[str] | None,
         typer.Option(

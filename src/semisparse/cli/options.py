@@ -65,7 +65,11 @@ Sparsity = Annotated[
 ]
 Fill = Annotated[
     str,
-    typer.Option(help="What masked positions hold: nearest or bias.", rich_help_panel=MASKS),
+    typer.Option(
+        help="What masked positions hold: nearest, mean (of the two nearest; for layers with narrow "
+        "outputs, as --only block-last) or bias.",
+        rich_help_panel=MASKS,
+    ),
 ]
 Masks = Annotated[
     str,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+import torch
 
 from semisparse import ops
 from semisparse.export.fuse import is_conv
 from semisparse.export.graph import constant, remove_unused
+from semisparse.export.mask import fill_arrays
 
 
 def fuse_chains(model: ir.Model) -> None:
@@ -116,8 +116,9 @@ def _replace(model: ir.Model, op: ops.ChainOp, stages: Sequence[ir.Node]) -> Non
     for stage, node in zip(op.stages, stages, strict=True):
         inputs += node.inputs[1:3]
         if op.fill is not None:
-            masked = ops.ConvOp.parse(node.op_type).fill is not None
-            inputs.append(node.inputs[3] if masked else _all_computed(model, op.fill, node))
+            own = ops.ConvOp.parse(node.op_type)
+            given = node.inputs[3 : 3 + len(ops.FILL_INPUTS[own.fill])]
+            inputs += given or _all_computed(model, op.fill, node)
         if stage == "Depthwise":
             attributes = {key: value.value for key, value in node.attributes.items()}
     last = stages[-1]
@@ -135,15 +136,14 @@ def _replace(model: ir.Model, op: ops.ChainOp, stages: Sequence[ir.Node]) -> Non
     )
 
 
-def _all_computed(model: ir.Model, fill: str, node: ir.Node) -> ir.Value:
-    """The mask or source map of a plane with nothing masked, once in the graph."""
+def _all_computed(model: ir.Model, fill: str, node: ir.Node) -> list[ir.Value]:
+    """The mask or sources of a plane with nothing masked, once in the graph."""
     shape = node.outputs[0].shape
     assert shape is not None
     plane = tuple(size for size in shape[1:3] if isinstance(size, int))
-    kind = ops.ConvOp(fill).inputs[-1]
-    name = f"{kind}_{'x'.join(map(str, plane))}"
-    if name in model.graph.initializers:
-        return model.graph.initializers[name]
-    if fill == "bias":
-        return constant(model, name, np.ones(plane, np.uint8))
-    return constant(model, name, np.arange(math.prod(plane), dtype=np.int32).reshape(plane))
+    values = []
+    for kind, array in fill_arrays(torch.ones(plane, dtype=torch.bool), fill).items():
+        name = f"{kind}_{'x'.join(map(str, plane))}"
+        existing = model.graph.initializers.get(name)
+        values.append(existing or constant(model, name, array))
+    return values

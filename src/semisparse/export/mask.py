@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import Tensor
 
 from semisparse import ops
 from semisparse.errors import ModelError
 from semisparse.export.graph import constant
 from semisparse.layers import MaskedConv2d
-from semisparse.masks import source_map
+from semisparse.masks import sources_of
 
 
 def put_masks(model: ir.Model, layers: Mapping[str, MaskedConv2d]) -> None:
-    """Give the convolution of every masked layer its mask or source map.
+    """Give the convolution of every masked layer its mask or sources.
 
     Layers of one plane mostly have one mask, which is in the file once. A layer with nothing masked
     stays dense.
@@ -37,22 +40,32 @@ def put_masks(model: ir.Model, layers: Mapping[str, MaskedConv2d]) -> None:
         masked = layers[layer]
         if masked.mask.all():
             continue
-        if masked.fill == "nearest":
-            array = source_map(masked.mask, masked.fill).numpy().astype(np.int32)
-        else:
-            array = masked.mask.numpy().astype(np.uint8)
         op = ops.ConvOp(fill=masked.fill)
-        key = (op.inputs[-1], array.shape, array.tobytes())
-        if key not in shared:
-            shared[key] = constant(model, f"{layer}.{op.inputs[-1]}", array)
         node.op_type = op.name
         node.resize_inputs(len(op.inputs))
-        node.replace_input_with(len(op.inputs) - 1, shared[key])
+        for name, array in fill_arrays(masked.mask, masked.fill).items():
+            key = (name, array.shape, array.tobytes())
+            if key not in shared:
+                shared[key] = constant(model, f"{layer}.{name}", array)
+            node.replace_input_with(op.inputs.index(name), shared[key])
     if left:
         raise ModelError(
             f"the masked layers {sorted(left)} have no 2-d float32 convolution with constant "
             "weights in the exported graph; skip them in the SparsityConfig or do not mask them."
         )
+
+
+def fill_arrays(mask: Tensor, fill: str) -> dict[str, NDArray[Any]]:
+    """What tells a convolution where it is masked, by the names in `docs/format.md`.
+
+    Args:
+        mask: bool `[H, W]`.
+        fill: of the convolution.
+    """
+    if fill == "bias":
+        return {"mask": mask.numpy().astype(np.uint8)}
+    arrays = (tensor.numpy() for tensor in sources_of(mask, fill))
+    return dict(zip(ops.FILL_INPUTS[fill], arrays, strict=True))
 
 
 def layer_of(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from semisparse import ops
 from semisparse.export.fuse import is_conv
 from semisparse.export.graph import constant, remove_unused
-from semisparse.masks import source_map
+from semisparse.export.mask import fill_arrays
 
 Plane = NDArray[np.bool_]
 
@@ -23,12 +24,12 @@ def mask_unread(model: ir.Model) -> None:
 
     A masked pointwise convolution reads its computed positions only, so the convolution before it
     needs no others; a masked 3x3 one reads them and their neighbours. What nobody reads holds the
-    bias where the convolution was dense, and else the fill that it had. The stages of a chain do
-    without it by themselves.
+    bias where the convolution was dense, and else the fill that it had. One whose fill is the mean
+    keeps its own mask. The stages of a chain do without it by themselves.
     """
     # Readers come after what they read, so this reaches backwards through any number of them.
     for node in reversed(list(model.graph)):
-        read = read_positions(node.outputs[0]) if is_conv(node) else None
+        read = read_positions(node.outputs[0]) if _can_mask(node) else None
         if read is None:
             continue
         sources = _sources(node)
@@ -54,6 +55,11 @@ def read_positions(value: ir.Value) -> Plane | None:
     return read
 
 
+def _can_mask(node: ir.Node) -> bool:
+    # Without one of its two sources a mean that is read would be another one.
+    return is_conv(node) and ops.ConvOp.parse(node.op_type).fill != "mean"
+
+
 def _add_reads(node: ir.Node, read: Plane) -> None:
     """Mark what the computed positions of a convolution read."""
     y, x = np.nonzero(_computed(node))
@@ -71,7 +77,9 @@ def _add_reads(node: ir.Node, read: Plane) -> None:
 
 
 def _sources(node: ir.Node) -> NDArray[np.int64]:
-    """The source map of a convolution, also where it is dense or its fill is the bias."""
+    """The source map of a convolution, also where it is dense or its fill is the bias; of a mean the
+    nearest sources.
+    """
     fill = ops.ConvOp.parse(node.op_type).fill
     plane = _plane(node.outputs[0])
     own = np.arange(math.prod(plane)).reshape(plane)
@@ -81,7 +89,9 @@ def _sources(node: ir.Node) -> NDArray[np.int64]:
     assert given is not None
     assert given.const_value is not None
     array = given.const_value.numpy()
-    return np.where(array != 0, own, -1) if fill == "bias" else array.astype(np.int64)
+    if fill == "bias":
+        return np.where(array != 0, own, -1)
+    return (array[0] if fill == "mean" else array).astype(np.int64)
 
 
 def _computed(node: ir.Node) -> Plane:
@@ -93,24 +103,20 @@ def _computed(node: ir.Node) -> Plane:
 def _mask(model: ir.Model, node: ir.Node, computed: Plane) -> None:
     """Let a convolution compute these positions only."""
     op = ops.ConvOp.parse(node.op_type)
-    masked = dataclasses.replace(op, fill=op.fill or "bias")
-    if masked.fill == "nearest":
-        array = source_map(torch.from_numpy(computed), "nearest").numpy()
-    else:
-        array = computed.astype(np.uint8)
+    fill = op.fill or "bias"
+    ((kind, array),) = fill_arrays(torch.from_numpy(computed), fill).items()
     residual = [node.inputs[-1]] if op.residual else []
     own = node.inputs[3] if op.fill is not None else None
     if own is not None and own.name is not None and len(own.uses()) == 1:
         del model.graph.initializers[own.name]  # which leaves its name to the new one
-    name = f"{node.name}.{masked.inputs[3]}"
-    inputs = [*node.inputs[:3], _shared(model, name, array), *residual]
-    node.op_type = masked.name
+    inputs = [*node.inputs[:3], _shared(model, f"{node.name}.{kind}", array), *residual]
+    node.op_type = dataclasses.replace(op, fill=fill).name
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
 
 
-def _shared(model: ir.Model, name: str, array: NDArray[np.uint8] | NDArray[np.int32]) -> ir.Value:
+def _shared(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """An initializer of these values, that of another layer if there is one."""
     for value in model.graph.initializers.values():
         found = value.const_value

@@ -19,6 +19,7 @@ from semisparse.bench.layers import node_samples
 from semisparse.bench.peers.onnxruntime import runner, session_options
 from semisparse.bench.timing import interleave, latency_clock
 from semisparse.bench.work import Layer, read
+from semisparse.config import FILLS
 from semisparse.errors import ConfigError, LibraryError
 from semisparse.feeds import random_feeds
 from semisparse.runtime import InferenceSession
@@ -39,7 +40,7 @@ class Settings:
 
     Attributes:
         sparsities: to choose from, each in (0, 1).
-        fill: of masked positions, "nearest" or "bias".
+        fill: of masked positions, "nearest", "bias" or "mean".
         block: side of the squares that are masked as a whole, or "auto" for a choice.
         threads: of the session.
         rounds: samples of each layer at each sparsity.
@@ -59,8 +60,8 @@ class Settings:
             raise ConfigError(
                 f"The sparsities are {list(self.sparsities)}; give some between 0 and 1."
             )
-        if self.fill not in ("bias", "nearest"):
-            raise ConfigError(f"There is no fill {self.fill!r}; known are bias and nearest.")
+        if self.fill not in FILLS:
+            raise ConfigError(f"There is no fill {self.fill!r}; known are {', '.join(FILLS)}.")
         if self.block != "auto" and (not isinstance(self.block, int) or self.block < 1):
             raise ConfigError(f"The block is {self.block!r}; give auto, or a side from 1.")
         if self.threads < 1 or self.rounds < 4:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -109,21 +109,21 @@ def put_masks(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     by_node = {place.node: (place, choice) for place, choice in masked.items()}
-    constants: dict[str, NDArray[np.generic]] = {}
+    constants: dict[str, NDArray[Any]] = {}
     for node in result.graph.node:
         if node.name not in by_node:
             continue
         place, choice = by_node[node.name]
-        own = []
+        own: list[list[str]] = []
         for layer in place.layers:
             wanted = sparsity if layer.name in choice.layers else 0.0
             mask = spread_mask(*layer.plane, wanted, choice.block)
-            name = f"{layer.name}/{fill}"
-            constants[name] = mask.astype(np.uint8) if fill == "bias" else _source(mask)
-            own.append(name)
+            arrays = {f"{layer.name}/{kind}": a for kind, a in _fill_arrays(mask, fill).items()}
+            constants |= arrays
+            own.append([*arrays])
         # X, then weights and bias of each stage, then the residual.
         inputs = list(node.input)
-        staged = [(*inputs[1 + 2 * i : 3 + 2 * i], name) for i, name in enumerate(own)]
+        staged = [(*inputs[1 + 2 * i : 3 + 2 * i], *names) for i, names in enumerate(own)]
         rest = inputs[1 + 2 * len(own) :]
         node.op_type = dataclasses.replace(_parse(node.op_type), fill=fill).name
         node.ClearField("input")
@@ -161,8 +161,24 @@ def spread_mask(height: int, width: int, sparsity: float, block: int) -> NDArray
     return blocks.repeat(block, 0).repeat(block, 1)[:height, :width]
 
 
-def _source(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """A source map by which each masked position copies the computed one before it."""
+def _fill_arrays(mask: NDArray[np.bool_], fill: str) -> dict[str, NDArray[Any]]:
+    """A mask as the operators take it, by the names of their inputs.
+
+    Each masked position copies the computed one before it, or has the mean of those before and
+    behind it.
+    """
+    if fill == "bias":
+        return {"mask": mask.astype(np.uint8)}
+    before = _last_computed(mask)
+    if fill == "nearest":
+        return {"source": before}
+    behind = mask.size - 1 - _last_computed(mask[::-1, ::-1])[::-1, ::-1]
+    weight = np.where(before == behind, 0, 0.5).astype(np.float32)
+    return {"sources": np.stack([before, behind]), "weight": weight}
+
+
+def _last_computed(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The last computed position up to each one, or else the first of all, as its index."""
     index = np.arange(mask.size, dtype=np.int32)
     before = np.maximum.accumulate(np.where(mask.ravel(), index, -1))
     source = np.where(before < 0, index[mask.ravel()][0], before)
