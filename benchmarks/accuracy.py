@@ -192,6 +192,12 @@ METHODS = {
     "block-last 0.34, untrained, importance, 8 draws": Method(
         "untrained", _block_last(0.34, importance=1), trained=False, draws=8
     ),
+    "block-last 0.34, untrained, mean": Method(
+        "untrained", _block_last(0.34, fill="mean"), trained=False
+    ),
+    "block-last 0.34, untrained, importance, mean, 8 draws": Method(
+        "untrained", _block_last(0.34, importance=1, fill="mean"), trained=False, draws=8
+    ),
     "mixed 0.3": Method("mixed", _mixed(0.3, 0.25)),
     "resolution 24": Method("resolution", size=24),
     "resolution 20": Method("resolution", size=20),

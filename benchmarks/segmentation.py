@@ -5,7 +5,7 @@
 Scenes are 64x64 pixels with three to six garments of Fashion-MNIST, of 14 to 28 pixels, on a
 cloudy background; the class of every pixel is asked for. A smaller input is scaled down, and the
 network's answers up again, outside of what is timed. Finished pieces are files in the folder, so
-the command can be stopped and repeated. Ends with results.json and results.md.
+the command can be stopped and repeated; other settings want another folder. Ends with results.json and results.md.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def _compare(outputs: Tensor, labels: Tensor, reference: Tensor) -> dict[str, fl
         logits = _full(own)
         pairs = label.long() * CLASSES + logits.argmax(1)
         table += torch.bincount(pairs.flatten(), minlength=CLASSES**2).view(CLASSES, CLASSES)
-        divergences.append(float(_divergence(logits, _full(dense))))
+        divergences += len(logits) * [float(_divergence(logits, _full(dense)))]
     right = table.diag().double()
     union = table.sum(0) + table.sum(1) - table.diag()
     return {

@@ -33,7 +33,7 @@ def parts(size=SIZE, name=NAME):
         arrays[f"B_{stage}"] = normal(weights.shape[0])
         mask = rng.random((plane, plane)) < 0.6
         if name == MEAN:
-            arrays[f"sources_{stage}"], arrays[f"weight_{stage}"] = native.mean_sources(mask)
+            arrays[f"sources_{stage}"], arrays[f"share_{stage}"] = native.mean_sources(mask)
         else:
             arrays[f"source_{stage}"] = native.source_map(mask, "nearest")
     return arrays | {"R": normal(2, half, half, 8)}

@@ -176,6 +176,16 @@ def test_four_turns_compute_every_position_once_at_three_quarters(block: int) ->
     assert (sum(mask.int() for mask in kept) == 1).all()
 
 
+@given(st.integers(5, 30), st.integers(5, 30), st.integers(1, 4), st.integers(0, 99))
+def test_turns_share_no_more_than_a_block(h: int, w: int, block: int, seed: int) -> None:
+    score = scores(h, w, seed)
+    masks = [mask_from_score(take_turn(score, turn, block), 0.5, block) for turn in range(4)]
+    for one, other in (masks[:2], masks[2:]):
+        assert int((~one & ~other).sum()) <= block**2
+    kept = [mask_from_score(take_turn(score, turn, block), 0.75, block) for turn in range(4)]
+    assert int((sum(mask.int() for mask in kept) == 0).sum()) <= 2 * block**2
+
+
 @given(masks.filter(np.any))
 def test_nearest_source_is_the_nearest_and_then_the_lowest(mask: np.ndarray) -> None:
     source = source_map(torch.from_numpy(mask), "nearest")

@@ -280,7 +280,7 @@ Candidate Bench::candidate(const Layer& layer, const Floats& weights, const Floa
   semisparse_conv* conv = nullptr;
   check(semisparse_conv_create(
       &d, weights.data(), bias.data(), masked == 0 ? nullptr : source.data(),
-      means ? weight.data() : nullptr, out[0], out[1], options_.isa.c_str(), &conv));
+      means && masked > 0 ? weight.data() : nullptr, out[0], out[1], options_.isa.c_str(), &conv));
   const double flops = 2.0 * static_cast<double>(plane - masked) *
                        static_cast<double>(options_.batch * d.out_channels) *
                        static_cast<double>(d.in_channels / d.group * d.kernel[0] * d.kernel[1]);

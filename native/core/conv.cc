@@ -92,10 +92,13 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
                outputs * static_cast<size_t>(desc.in_channels / desc.group * desc.kernel[0] *
                                              desc.kernel[1]));
   if (bias != nullptr) check_finite("bias", bias, outputs);
+  if (source == nullptr && weight != nullptr) {
+    invalid("there are weights of second sources, but no sources; both or neither must be given");
+  }
   if (source != nullptr && weight != nullptr) {
     means_.emplace(source, weight, height, width);
     positions_.emplace(means_->positions(height, width));
-    if (means_->means.empty()) means_.reset();
+    if (means_->means.empty() && means_->copies.empty()) means_.reset();
   } else if (source != nullptr) {
     positions_.emplace(source, height, width);
   }

@@ -144,11 +144,13 @@ void Conv::complete_means(size_t images, const float* residual, float* y, const 
       const size_t begin = list.size() * share / kTasksWanted;
       return std::pair(list.data() + begin, list.size() * (share + 1) / kTasksWanted - begin);
     };
-    if (!in_place) {
-      const auto [pairs, count] = part(means_->computed);
+    const auto spread_part = [&](const std::vector<epilogue::Pair>& list) {
+      const auto [pairs, count] = part(list);
       epilogue_->spread({pairs, count, from, row, added, to, row, row, low, high});
       activate_rows(to, pairs, count);
-    }
+    };
+    if (!in_place) spread_part(means_->computed);
+    spread_part(means_->copies);
     const auto [means, count] = part(means_->means);
     epilogue_->mean({means, count, from, row, added, to, row, row, low, high});
     activate_rows(to, means, count);

@@ -188,8 +188,12 @@ Means::Means(const int32_t* sources, const float* weight, int64_t height, int64_
               std::to_string(width) +
               " plane, which have themselves twice and weight 0, and the weight within [0, 1]");
     }
-    means.push_back(
-        {static_cast<uint32_t>(sources[p]), static_cast<uint32_t>(second[p]), position, weight[p]});
+    const auto first = static_cast<uint32_t>(sources[p]);
+    if (sources[p] == second[p]) {
+      copies.push_back({first, position});
+    } else {
+      means.push_back({first, static_cast<uint32_t>(second[p]), position, weight[p]});
+    }
   }
 }
 

@@ -40,7 +40,7 @@ struct Positions {
   std::vector<epilogue::Pair> blank;  // positions whose linear part is zero: row 0, ascending
 };
 
-// A map of two sources and the weight of the second as lists, both ascending by dest. Throws Error
+// A map of two sources and the weight of the second as lists, all ascending by dest. Throws Error
 // for a map that is none.
 struct Means {
   Means(const int32_t* sources, const float* weight, int64_t height, int64_t width);
@@ -49,7 +49,8 @@ struct Means {
   Positions positions(int64_t height, int64_t width) const;
 
   std::vector<epilogue::Pair> computed;  // source and dest alike
-  std::vector<epilogue::Mean> means;
+  std::vector<epilogue::Pair> copies;    // both sources are the same
+  std::vector<epilogue::Mean> means;     // all others
 };
 
 }  // namespace semisparse

@@ -65,17 +65,6 @@ double time_of(double multiply_adds, size_t weights, size_t pairs) {
   return std::max(multiply_adds, stream) + kUncovered * std::min(multiply_adds, stream);
 }
 
-// The products of one block of tiles; kept by each thread, since it is as large as a cache.
-float* product_buffer(size_t floats) {
-  thread_local Buffer buffer;
-  thread_local size_t size = 0;
-  if (size < floats) {
-    buffer = make_buffer(floats);
-    size = floats;
-  }
-  return buffer.get();
-}
-
 }  // namespace
 
 // The tiles of all images, in order.
@@ -311,9 +300,9 @@ void Winograd::run(const Run& run, const Parallel& parallel, const OnDone& done)
       block.panel = task % panels_.size();
       // Again one line more, for the sake of the cache sets.
       block.m_stride = (block.end - block.begin) * panels_[block.panel].kernel->nr + kLineFloats;
-      float* m = product_buffer(products_ * block.m_stride);
-      multiply(block, m);
-      transform_output(run, tiling, block, m, done);
+      const ThreadScratch m(products_ * block.m_stride);
+      multiply(block, m.data());
+      transform_output(run, tiling, block, m.data(), done);
     });
   }
 }

@@ -108,8 +108,9 @@ SEMISPARSE_API semisparse_status semisparse_mean_sources(const uint8_t* mask, in
  * [out_channels] or NULL for zeros; source: source map of the output plane [height, width], or
  * NULL (height and width ignored) for a dense convolution at any size. With weight, of [height,
  * width] and within [0, 1], source is [2, height, width], and a position p that is not computed has
- * the linear part (1 - weight[p]) * L[source[0][p]] + weight[p] * L[source[1][p]]. isa: a name from
- * semisparse_isa_name, or NULL for semisparse_isa(). Weights and bias must be finite. */
+ * the linear part (1 - weight[p]) * L[source[0][p]] + weight[p] * L[source[1][p]], or where both
+ * sources are the same L of it. isa: a name from semisparse_isa_name, or NULL for semisparse_isa().
+ * Weights and bias must be finite. */
 SEMISPARSE_API semisparse_status semisparse_conv_create(const semisparse_conv_desc* desc,
                                                         const float* weights, const float* bias,
                                                         const int32_t* source, const float* weight,

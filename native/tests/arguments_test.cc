@@ -140,6 +140,14 @@ void check_create() {
     refuse_means("weight of a computed position", 0, 0, value);
   }
   refuse_means("computed position with another second source", 25, 1, 0);
+  {
+    context = "means without sources";
+    Arguments bad;
+    use_means(bad);
+    semisparse_conv* none = nullptr;
+    check_refused(semisparse_conv_create(&bad.desc, bad.weights.data(), nullptr, nullptr,
+                                         bad.weight.data(), 5, 5, nullptr, &none));
+  }
 
   context = "null arguments";
   Arguments a;

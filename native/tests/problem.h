@@ -225,10 +225,10 @@ inline void Problem::reference(Guarded<float>& y) {
       const int64_t from = fill ? source[static_cast<size_t>(p)] : p;
       for (int64_t o = 0; o < desc.out_channels; ++o, ++at) {
         double v = from < 0 ? 0 : linear(n, from, o);
-        if (!weight.empty() && from != p) {
+        const auto at_second = static_cast<size_t>(out_height * out_width + p);
+        if (!weight.empty() && source[at_second] != from) {
           const double w = weight[static_cast<size_t>(p)];
-          v = (1 - w) * v +
-              w * linear(n, source[static_cast<size_t>(out_height * out_width + p)], o);
+          v = (1 - w) * v + w * linear(n, source[at_second], o);
         }
         if (bias) v += (*bias)[static_cast<size_t>(o)];
         if (residual) v += (*residual)[at];

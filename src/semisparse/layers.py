@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import check_mask, sources_of
 
-_ATTRIBUTES = ("mask", "_source", "_weight", "fill", "layer_name")
+_ATTRIBUTES = ("mask", "_source", "_share", "fill", "layer_name")
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -36,7 +36,7 @@ class MaskedConv2d(nn.Conv2d):
     fill: str
     layer_name: str
     _source: Tensor
-    _weight: Tensor
+    _share: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain convolution, ``[N, C, H, W]`` or ``[C, H, W]``.
@@ -55,9 +55,10 @@ class MaskedConv2d(nn.Conv2d):
             return _take(output, self._source)
         if self.fill == "mean":
             first, second = (_take(output, source) for source in self._source)
-            weight = self._weight.view(torch.float32).to(output.dtype)
-            # The mean of an infinite value and itself would be NaN.
-            return torch.where(weight > 0, torch.lerp(first, second, weight), first)
+            share = self._share.view(torch.float32).to(output.dtype)
+            # The mean of an infinite value and itself would be NaN. Not lerp, which is NaN already
+            # where one of two is infinite.
+            return torch.where(share > 0, first * (1 - share) + second * share, first)
         if self.bias is None:
             return torch.where(self.mask, output, 0)
         return torch.where(self.mask, output, self.bias[:, None, None].to(output.dtype))
@@ -93,7 +94,7 @@ class MaskedConv2d(nn.Conv2d):
             sources = sources_of(mask, self.fill)
         self._source.copy_(sources[0].flatten(-2))
         if self.fill == "mean":
-            self._weight.copy_(sources[1].view(torch.int32))
+            self._share.copy_(sources[1].view(torch.int32))
 
     def extra_repr(self) -> str:
         """The plain convolution's arguments, the plane and the fill."""
@@ -161,7 +162,7 @@ def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") 
         buffers["_source"] = sources[0].flatten(-2).long()
     if fill == "mean":
         # The bits as integers, which half() and double() leave as they are.
-        buffers["_weight"] = sources[1].view(torch.int32)
+        buffers["_share"] = sources[1].view(torch.int32)
     for buffer, tensor in buffers.items():
         layer.register_buffer(buffer, tensor.to(conv.weight.device), persistent=False)
 

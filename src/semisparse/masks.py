@@ -71,10 +71,11 @@ def can_mask(sparsity: float, height: int, width: int, block: int = 1) -> bool:
 def take_turn(score: Tensor, turn: int, block: int = 1) -> Tensor:
     """The score of one of several layers that take turns at which positions they compute.
 
-    The blocks keep their order, but it begins elsewhere: half of the way behind the score's own
-    beginning at the first turn, then a quarter, three quarters, an eighth and so on (the van der
-    Corput sequence). So up to a sparsity of 0.5 the turns 0 and 1, and 2 and 3, share no masked
-    position, and at 0.75 the four of them share no computed one.
+    The blocks keep their order, but it begins elsewhere: half of the plane's area behind the
+    score's own beginning at the first turn, then a quarter, three quarters, an eighth and so on
+    (the van der Corput sequence). So up to a sparsity of 0.5 the turns 0 and 1, and 2 and 3, share
+    no masked position, and at 0.75 the four of them together compute every position once: up to
+    one block each, where blocks do not come out even.
 
     Args:
         score: ``[H, W]``.
@@ -87,10 +88,11 @@ def take_turn(score: Tensor, turn: int, block: int = 1) -> Tensor:
     height, width = score.shape
     index, areas = _blocks(height, width, block)
     means = index.flatten().bincount(score.flatten()) / areas
-    ranks = means.argsort(stable=True).argsort()
-    mirrored = int(f"{turn:b}"[::-1], 2) / 2 ** turn.bit_length()
-    ranks = (ranks + int(mirrored * len(areas))) % len(areas)
-    return ((ranks.double() + 0.5) / len(areas))[index]
+    order = means.argsort(stable=True)
+    begin = int(f"{turn:b}"[::-1], 2) / 2 ** turn.bit_length()
+    middles = (areas[order].cumsum(0) - areas[order] / 2) / (height * width)
+    order = order[((middles + begin) % 1).argsort(stable=True)]
+    return ((order.argsort().double() + 0.5) / len(areas))[index]
 
 
 def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:

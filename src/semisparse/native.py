@@ -287,7 +287,11 @@ class Stage:
         _require("weights", self.weights, np.float32, (None,) * 4)
         if self.bias is not None:
             _require("bias", self.bias, np.float32, (self.out_channels,))
-        height, width = (0, 0) if self.source is None else self.source.shape[-2:]
+        height, width = 0, 0
+        if self.source is not None:
+            pair = () if self.weight is None else (2,)
+            _require("source", self.source, np.int32, (*pair, None, None))
+            height, width = self.source.shape[-2:]
         if self.weight is not None:
             if self.source is None:
                 raise LibraryError(
@@ -295,9 +299,6 @@ class Stage:
                     "both, as from mean_sources, or neither."
                 )
             _require("weight", self.weight, np.float32, (height, width))
-        if self.source is not None:
-            pair = () if self.weight is None else (2,)
-            _require("source", self.source, np.int32, (*pair, None, None))
         desc = ConvDesc(
             in_channels=self.in_channels,
             out_channels=self.out_channels,

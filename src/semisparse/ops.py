@@ -15,7 +15,7 @@ IR_VERSION = 8
 
 _FILLS = {"bias": "FillBias", "nearest": "FillNearest", "mean": "FillMean"}
 # What tells a convolution or a stage where it is masked, behind weights and bias.
-FILL_INPUTS = {None: (), "bias": ("mask",), "nearest": ("source",), "mean": ("sources", "weight")}
+FILL_INPUTS = {None: (), "bias": ("mask",), "nearest": ("source",), "mean": ("sources", "share")}
 
 _ACTIVATION_BODIES = {
     "Relu": "Y = Relu(y)",
@@ -54,9 +54,9 @@ _FILL_BODIES = {
     "first = Gather<axis = 2>(positions, source)\n"
     "second = Gather<axis = 2>(positions, second_source)\n"
     "whole = Constant<value_float = 1.0>()\n"
-    "rest = Sub(whole, weight)\n"
+    "rest = Sub(whole, share)\n"
     "of_first = Mul(first, rest)\n"
-    "of_second = Mul(second, weight)\n"
+    "of_second = Mul(second, share)\n"
     "mean = Add(of_first, of_second)\n"
     "single = Equal(source, second_source)\n"
     "filled = Where(single, first, mean)\n"

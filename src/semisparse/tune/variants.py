@@ -173,8 +173,8 @@ def _fill_arrays(mask: NDArray[np.bool_], fill: str) -> dict[str, NDArray[Any]]:
     if fill == "nearest":
         return {"source": before}
     behind = mask.size - 1 - _last_computed(mask[::-1, ::-1])[::-1, ::-1]
-    weight = np.where(before == behind, 0, 0.5).astype(np.float32)
-    return {"sources": np.stack([before, behind]), "weight": weight}
+    share = np.where(before == behind, 0, 0.5).astype(np.float32)
+    return {"sources": np.stack([before, behind]), "share": share}
 
 
 def _last_computed(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
