@@ -102,9 +102,9 @@ def test_constants_that_do_not_fit_are_refused(name, change, message):
         ("sources_depthwise", lambda s: s[:, :, :-1]),
         ("sources_project", lambda s: s + 1),
         ("sources_expand", lambda s: np.stack([s[0], np.arange(64).reshape(8, 8)])),
-        ("weight_expand", lambda w: w[:-1]),
-        ("weight_depthwise", lambda w: w + 1),
-        ("weight_project", lambda w: w * np.nan),
+        ("share_expand", lambda w: w[:-1]),
+        ("share_depthwise", lambda w: w + 1),
+        ("share_project", lambda w: w * np.nan),
     ],
 )
 def test_constants_of_means_that_do_not_fit_are_refused(name, change):

@@ -62,8 +62,9 @@ class SparsityConfig:
         alternate: whether residual blocks that add to the same plane take turns at the positions
             that they compute (see :func:`semisparse.masks.take_turn`): up to a sparsity of 0.5 the
             masks of the first two share no position, nor do those of the next two, and at 0.75
-            four together compute every position once. Layers of one block have aligned
-            masks as ever, layers outside of residual blocks those of the first block. For masks on residual blocks only, such as ``only=["block-last"]``:
+            four together compute every position once. Layers of one block have aligned masks as
+            ever, layers outside of residual blocks those of the first block. For masks on residual
+            blocks only, such as ``only=["block-last"]``:
             those take the outputs of a trained network a quarter less far away on one network and
             a tenth on another, fine-tuned a tenth. With masks on the other layers too they go
             half as far again and more (``docs/accuracy.md``).

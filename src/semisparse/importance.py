@@ -33,9 +33,9 @@ def measure(
         1/2 (J d)^T (diag(p) - p p^T) (J d)
 
     nats, in which no label has a part. This is averaged over the images, and for another fill than
-    ``"bias"`` over the up to four neighbours whose value the position may get; then it is summed over the
-    convolutions on planes of one size, whose masks are aligned, and averaged over each of 8x8
-    parts of the plane.
+    ``"bias"`` over the up to four neighbours whose value the position may get; then it is summed
+    over the convolutions on planes of one size, whose masks are aligned, and averaged over each of
+    8x8 parts of the plane.
 
     The middle matrix is that of the covariance of ``v = sqrt(p) * s - p * (sqrt(p) . s)`` for
     random signs ``s``, so each image takes one backward pass, from ``v``, and the result is an

@@ -157,8 +157,8 @@ def source_map(mask: Tensor, fill: str) -> Tensor:
         return torch.where(mask, index, -1).int()
     if fill != "nearest":
         raise MaskError(
-            f"fill is {fill!r}, but must be 'bias' or 'nearest'; for 'mean', which has two sources, "
-            "call mean_sources."
+            f"fill is {fill!r}, but must be 'bias' or 'nearest'; for 'mean', which has two "
+            "sources, call mean_sources."
         )
     _check_computed(mask)
 
@@ -235,7 +235,7 @@ def sources_of(mask: Tensor, fill: str) -> tuple[Tensor, ...]:
 
 
 def _two_nearest_in_row(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of all positions of a row, the lowest two of ``distance² * count`` more than the codes there.
+    """Of all positions of a row the lowest two of the codes there plus ``distance² * count``.
 
     No two codes of a row are of one source, so a second one differs from the first.
     """
