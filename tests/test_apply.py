@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -149,6 +150,20 @@ def test_the_command_masks_a_run(invoke, dense, tmp_path):
     found = torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
     # Images that it was not calibrated on.
     assert Change.between(found, expected).agreement > 0.7
+
+
+def test_means_on_the_last_convolutions_are_nearer_and_run_as_their_portable_bodies(
+    invoke, dense, tmp_path
+):
+    options = ["--model", dense, "--sparsity", 0.4, "--only", "block-last", "--alternate"]
+    divergence, out = {}, tmp_path / "masked.onnx"
+    for fill in ("bias", "mean"):
+        result = invoke("apply", *options, "--fill", fill, "--images", 60, "--out", out, "--json")
+        divergence[fill] = json.loads(result.stdout)["before"]["divergence"]
+    assert divergence["mean"] < divergence["bias"]
+    operators = {node.op_type for node in onnx.load(out).graph.node}
+    assert any("FillMean" in name for name in operators)
+    invoke("check", out)
 
 
 def test_the_command_distils_what_masks_changed(invoke, refused, dense, tmp_path):
