@@ -24,6 +24,7 @@ from typing import Any
 
 import onnxruntime
 import torch
+from descent import descend
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
@@ -371,39 +372,22 @@ def _train(
     sparsifier: Sparsifier | None = None,
     targets: Tensor | None = None,
 ) -> None:
-    """SGD with momentum; the learning rate rises for 5% of the steps and falls along a cosine.
-
-    With targets, the logits of a teacher, the loss is 0.9 of the distance to them at temperature
+    """With targets, the logits of a teacher, the loss is 0.9 of the distance to them at temperature
     4, and 0.1 of the task's.
     """
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": weights, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
-        lr=learning_rate,
-        momentum=0.9,
-        nesterov=True,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * (len(data[0]) // batch)
-    model.train()
-    for step, taken in enumerate(_batches(len(data[0]), epochs, batch, generator)):
+
+    def loss_of(taken: Tensor) -> Tensor:
         images, classes = data[0][taken].contiguous(memory_format=LAYOUT), data[1][taken]
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * cosine * min(1, (step + 1) / max(1, 0.05 * steps))
-        if sparsifier is not None:
-            sparsifier.step()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images).float()
         loss = functional.cross_entropy(logits, classes)
         if targets is not None:
             loss = 0.1 * loss + 0.9 * distillation_loss(logits, targets[taken], 4.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if sparsifier is not None:
-            sparsifier.observe(loss)
+        return loss
+
+    steps = epochs * (len(data[0]) // batch)
+    batches = _batches(len(data[0]), epochs, batch, torch.Generator().manual_seed(seed))
+    descend(model, batches, steps, learning_rate, 5e-4, sparsifier, loss_of)
 
 
 def _batches(count: int, epochs: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 void Conv::spread(const epilogue::Spread& spread) const {
   epilogue_->spread(spread);
   for (size_t i = 0; i < spread.count && activate_ != nullptr; ++i) {
-    activate(spread.y + spread.pairs[i].dest * spread.ldy, spread.n);
+    activate(spread.y + spread.entries[i].dest * spread.ldy, spread.n);
   }
 }
 

@@ -61,6 +61,14 @@ def _blocks(height: int, width: int, block: int) -> tuple[Tensor, Tensor]:
     return index, index.flatten().bincount()
 
 
+def _ordered_blocks(score: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each position's block and the areas, as of `_blocks`, and the blocks in order of score."""
+    height, width = score.shape
+    index, areas = _blocks(height, width, block)
+    means = index.flatten().bincount(score.flatten()) / areas
+    return index, areas, means.argsort(stable=True)
+
+
 def can_mask(sparsity: float, height: int, width: int, block: int = 1) -> bool:
     """Whether :func:`mask_from_score` masks anything, for some score at least."""
     _, areas = _blocks(height, width, block)
@@ -85,12 +93,9 @@ def take_turn(score: Tensor, turn: int, block: int = 1) -> Tensor:
     Returns:
         float64 ``[H, W]`` in (0, 1), constant over each block.
     """
-    height, width = score.shape
-    index, areas = _blocks(height, width, block)
-    means = index.flatten().bincount(score.flatten()) / areas
-    order = means.argsort(stable=True)
+    index, areas, order = _ordered_blocks(score, block)
     begin = int(f"{turn:b}"[::-1], 2) / 2 ** turn.bit_length()
-    middles = (areas[order].cumsum(0) - areas[order] / 2) / (height * width)
+    middles = (areas[order].cumsum(0) - areas[order] / 2) / score.numel()
     order = order[((middles + begin) % 1).argsort(stable=True)]
     return ((order.argsort().double() + 0.5) / len(areas))[index]
 
@@ -122,13 +127,10 @@ def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:
         raise MaskError(f"block is {block}, but is the side of a square and starts at 1.")
     if bool(score.isnan().any()):
         raise MaskError(f"a score map of {list(score.shape)} holds NaN; scores must be ordered.")
-    height, width = score.shape
-    index, areas = _blocks(height, width, block)
-    means = index.flatten().bincount(score.flatten()) / areas
-    order = means.argsort(stable=True)
+    index, areas, order = _ordered_blocks(score, block)
     # Positions masked after taking none, one, two ... all but one of the blocks.
     masked = areas[order].cumsum(0) - areas[order]
-    taken = int((masked - round(sparsity * height * width)).abs().argmin())
+    taken = int((masked - round(sparsity * score.numel())).abs().argmin())
     computed = torch.ones(len(areas), dtype=torch.bool)
     computed[order[:taken]] = False
     return computed[index]

@@ -19,28 +19,17 @@ struct Pair {
   uint32_t source, dest;
 };
 
-struct Spread {
-  const Pair* pairs;
-  size_t count;
-  const float* linear;  // may be y, where no source is a dest
-  size_t ldl;
-  const float* residual;  // or null
-  float* y;
-  size_t ldy;
-  size_t n;
-  float lo, hi;
-};
-
 // Two rows that hold linear parts, the weight of the second, and where their mean goes.
 struct Mean {
   uint32_t first, second, dest;
   float weight;
 };
 
-struct MeanRows {
-  const Mean* means;
+template <typename Entry>
+struct Rows {
+  const Entry* entries;
   size_t count;
-  const float* linear;  // may be y, where no dest is first or second
+  const float* linear;  // may be y, where nothing that is read is a dest
   size_t ldl;
   const float* residual;  // or null
   float* y;
@@ -48,6 +37,9 @@ struct MeanRows {
   size_t n;
   float lo, hi;
 };
+
+using Spread = Rows<Pair>;
+using MeanRows = Rows<Mean>;
 
 using SpreadFunction = void (*)(const Spread& spread);
 using MeanFunction = void (*)(const MeanRows& rows);

@@ -45,15 +45,15 @@ void spread_rows(const Spread s) {
   const Vec::T hi = Vec::set1(s.hi);
   for (size_t i = 0; i < s.count; ++i) {
     if (i + kAhead < s.count) {
-      const size_t soon = s.pairs[i + kAhead].dest * s.ldy;
+      const size_t soon = s.entries[i + kAhead].dest * s.ldy;
       for (size_t j = 0; j < s.n; j += kLineFloats) {
         __builtin_prefetch(s.y + soon + j, 1, 3);
         if (kAdds) __builtin_prefetch(s.residual + soon + j, 0, 3);
       }
     }
-    const float* from = s.linear + s.pairs[i].source * s.ldl;
-    float* to = s.y + s.pairs[i].dest * s.ldy;
-    const float* added = kAdds ? s.residual + s.pairs[i].dest * s.ldy : nullptr;
+    const float* from = s.linear + s.entries[i].source * s.ldl;
+    float* to = s.y + s.entries[i].dest * s.ldy;
+    const float* added = kAdds ? s.residual + s.entries[i].dest * s.ldy : nullptr;
     size_t j = 0;
     for (; j + kLanes <= s.n; j += kLanes) {
       Vec::T value = Vec::load(from + j);
@@ -83,7 +83,7 @@ void mean_rows(const MeanRows s) {
   const Vec::T lo = Vec::set1(s.lo);
   const Vec::T hi = Vec::set1(s.hi);
   for (size_t i = 0; i < s.count; ++i) {
-    const Mean& mean = s.means[i];
+    const Mean& mean = s.entries[i];
     const float* first = s.linear + mean.first * s.ldl;
     const float* second = s.linear + mean.second * s.ldl;
     float* to = s.y + mean.dest * s.ldy;

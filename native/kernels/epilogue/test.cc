@@ -46,80 +46,35 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kUlp = 0x1p-23;
 constexpr double kLeast = 0x1p-149;  // below it lies only zero
 
-void check_spread(const Listed& kernel, uint64_t seed) {
-  Random random(seed);
+// entry_of(dest) draws an entry that reads rows below 10; linear_of(rows, entry, j) is its linear
+// part.
+template <typename Entry, typename EntryOf, typename LinearOf>
+void check_rows(const std::string& name, void (*kernel)(const epilogue::Rows<Entry>&),
+                uint64_t seed, Random& random, const EntryOf& entry_of, const LinearOf& linear_of) {
   const size_t n = random.size(1, 80);
   const size_t count = random.size(0, 30);
   const bool in_place = random.chance(0.3);  // a copy of rows of y, the first ten
   const bool add = !in_place && random.chance(0.5);
-  epilogue::Spread spread{};
-  spread.n = n;
-  spread.count = count;
-  spread.ldy = n + (random.chance(0.5) ? 0 : random.size(1, 9));
-  spread.ldl = in_place ? spread.ldy : random.chance(0.3) ? 0 : n + random.size(0, 9);
-  spread.lo = random.chance(0.5) ? -kInfinity : 0;
-  spread.hi = random.chance(0.5) ? kInfinity : 6;
-  test::context = std::string(kernel.name) + " spread n=" + std::to_string(n) +
-                  " count=" + std::to_string(count) + (add ? " residual" : "") +
-                  (in_place ? " in place" : "") + " seed=" + std::to_string(seed);
-
-  // Sources below 10, destinations from 10 on, each once and in no order.
-  std::vector<epilogue::Pair> pairs;
-  for (const uint32_t dest : test::destinations(count + 1, random)) {
-    pairs.push_back({static_cast<uint32_t>(random.size(0, 9)), 10 + dest});
-  }
-  pairs.resize(count);
-  spread.pairs = pairs.data();
-  Guarded<float> linear(9 * spread.ldl + n, random);
-  Guarded<float> got((14 + 2 * count) * spread.ldy + n, random);  // the last dest may be its end
-  Guarded<float> residual(got.size(), random);
-  Guarded<float> want(got.size(), random);
-  test::fill(linear, random, false);
-  test::fill(got, random, false);
-  test::fill(residual, random, false);
-  test::copy(got, want);
-  spread.linear = in_place ? got.data() : linear.data();
-  spread.residual = add ? residual.data() : nullptr;
-  spread.y = got.data();
-  for (const epilogue::Pair& pair : pairs) {
-    for (size_t j = 0; j < n; ++j) {
-      const size_t at = pair.dest * spread.ldy + j;
-      const double sum = spread.linear[pair.source * spread.ldl + j] +
-                         (add ? static_cast<double>(residual[at]) : 0.0);
-      want[at] = static_cast<float>(epilogue::reference_clamp(sum, spread.lo, spread.hi));
-    }
-  }
-  kernel.spread(spread);
-  test::check_same(got, want);
-}
-
-void check_mean(const Listed& kernel, uint64_t seed) {
-  Random random(seed);
-  const size_t n = random.size(1, 80);
-  const size_t count = random.size(0, 30);
-  const bool in_place = random.chance(0.3);  // of rows of y, the first ten
-  const bool add = !in_place && random.chance(0.5);
-  epilogue::MeanRows rows{};
+  epilogue::Rows<Entry> rows{};
   rows.n = n;
   rows.count = count;
   rows.ldy = n + (random.chance(0.5) ? 0 : random.size(1, 9));
-  rows.ldl = in_place ? rows.ldy : n + random.size(0, 9);
+  rows.ldl = in_place ? rows.ldy : random.chance(0.3) ? 0 : n + random.size(0, 9);
   rows.lo = random.chance(0.5) ? -kInfinity : 0;
   rows.hi = random.chance(0.5) ? kInfinity : 6;
-  test::context = std::string(kernel.name) + " mean n=" + std::to_string(n) +
-                  " count=" + std::to_string(count) + (add ? " residual" : "") +
-                  (in_place ? " in place" : "") + " seed=" + std::to_string(seed);
+  test::context = name + " n=" + std::to_string(n) + " count=" + std::to_string(count) +
+                  (add ? " residual" : "") + (in_place ? " in place" : "") +
+                  " seed=" + std::to_string(seed);
 
-  // Sums of eighths with weights of eighths are exact.
-  std::vector<epilogue::Mean> means;
+  // Sources below 10, destinations from 10 on, each once and in no order.
+  std::vector<Entry> entries;
   for (const uint32_t dest : test::destinations(count + 1, random)) {
-    const auto row = [&] { return static_cast<uint32_t>(random.size(0, 9)); };
-    means.push_back({row(), row(), 10 + dest, static_cast<float>(random.between(0, 8)) / 8});
+    entries.push_back(entry_of(10 + dest));
   }
-  means.resize(count);
-  rows.means = means.data();
+  entries.resize(count);
+  rows.entries = entries.data();
   Guarded<float> linear(9 * rows.ldl + n, random);
-  Guarded<float> got((14 + 2 * count) * rows.ldy + n, random);
+  Guarded<float> got((14 + 2 * count) * rows.ldy + n, random);  // the last dest may be its end
   Guarded<float> residual(got.size(), random);
   Guarded<float> want(got.size(), random);
   test::fill(linear, random, false);
@@ -129,18 +84,42 @@ void check_mean(const Listed& kernel, uint64_t seed) {
   rows.linear = in_place ? got.data() : linear.data();
   rows.residual = add ? residual.data() : nullptr;
   rows.y = got.data();
-  for (const epilogue::Mean& mean : means) {
+  for (const Entry& entry : entries) {
     for (size_t j = 0; j < n; ++j) {
-      const size_t at = mean.dest * rows.ldy + j;
-      const double w = mean.weight;
-      const double value = (1 - w) * rows.linear[mean.first * rows.ldl + j] +
-                           w * rows.linear[mean.second * rows.ldl + j] +
-                           (add ? static_cast<double>(residual[at]) : 0.0);
-      want[at] = static_cast<float>(epilogue::reference_clamp(value, rows.lo, rows.hi));
+      const size_t at = entry.dest * rows.ldy + j;
+      const double sum =
+          linear_of(rows, entry, j) + (add ? static_cast<double>(residual[at]) : 0.0);
+      want[at] = static_cast<float>(epilogue::reference_clamp(sum, rows.lo, rows.hi));
     }
   }
-  kernel.mean(rows);
+  kernel(rows);
   test::check_same(got, want);
+}
+
+void check_spread(const Listed& kernel, uint64_t seed) {
+  Random random(seed);
+  check_rows<epilogue::Pair>(
+      std::string(kernel.name) + " spread", kernel.spread, seed, random,
+      [&](uint32_t dest) { return epilogue::Pair{static_cast<uint32_t>(random.size(0, 9)), dest}; },
+      [](const epilogue::Spread& rows, const epilogue::Pair& pair, size_t j) {
+        return static_cast<double>(rows.linear[pair.source * rows.ldl + j]);
+      });
+}
+
+void check_mean(const Listed& kernel, uint64_t seed) {
+  Random random(seed);
+  const auto row = [&] { return static_cast<uint32_t>(random.size(0, 9)); };
+  check_rows<epilogue::Mean>(
+      std::string(kernel.name) + " mean", kernel.mean, seed, random,
+      // Sums of eighths with weights of eighths are exact.
+      [&](uint32_t dest) {
+        return epilogue::Mean{row(), row(), dest, static_cast<float>(random.between(0, 8)) / 8};
+      },
+      [](const epilogue::MeanRows& rows, const epilogue::Mean& mean, size_t j) {
+        const double w = mean.weight;
+        return (1 - w) * rows.linear[mean.first * rows.ldl + j] +
+               w * rows.linear[mean.second * rows.ldl + j];
+      });
 }
 
 // All of [-100, 100] finely, then powers of two up to the largest, then what is no number.
