@@ -25,6 +25,7 @@ from typing import Any
 import onnxruntime
 import torch
 from descent import descend
+from folder import keep_settings
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help="of training")
     parser.add_argument("--rounds", type=int, default=30, help="samples of each latency; 0: none")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(options, free=("seeds", "methods", "rounds"))
     torch.set_num_threads(1)
     if options.rounds:
         timed = _read(options.out / "latencies.json")

@@ -3,9 +3,11 @@
     python benchmarks/segmentation.py --out runs/segmentation
 
 Scenes are 64x64 pixels with three to six garments of Fashion-MNIST, of 14 to 28 pixels, on a
-cloudy background; the class of every pixel is asked for. A smaller input is scaled down, and the
-network's answers up again, outside of what is timed. Finished pieces are files in the folder, so
-the command can be stopped and repeated; other settings want another folder. Ends with results.json and results.md.
+cloudy background; the class of every pixel is asked for. With `--scenes road` the camera is fixed:
+garments lie on a road, the same in every scene, smaller where it is further away, and only its
+pixels count. A smaller input is scaled down, and the network's answers up again, outside of what
+is timed. Finished pieces are files in the folder, so the command can be stopped and repeated. Ends with
+results.json and results.md.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 from descent import descend
+from folder import keep_settings
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,8 +36,10 @@ from semisparse.bench.timing import interleave
 from semisparse.config import SparsityConfig
 from semisparse.export import export_onnx
 from semisparse.files import writing
+from semisparse.region import rows_of
 from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
+from semisparse.training.calibrate import recalibrate, statistics_of
 from semisparse.training.data import load
 
 SIZE = 64
@@ -42,17 +47,51 @@ CLASSES = 11  # ten garments and the background
 BATCH = 32
 LAYOUT = torch.channels_last
 
-Method = tuple[SparsityConfig | None, int]  # masks and size of the input
+IGNORED = 255  # the class of pixels that do not count
+CALIBRATION_SCENES = 300
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a cheaper network.
+
+    Attributes:
+        masks: on the dense network; None for none.
+        size: that SIZE is scaled to.
+        crop: only the smallest rectangle around the road is looked at.
+        trained: fine-tuned towards the dense network, or else only recalibrated.
+    """
+
+    masks: SparsityConfig | None = None
+    size: int = SIZE
+    crop: bool = False
+    trained: bool = True
+
+
+def _road(margin: int = 0) -> Tensor:
+    """The pixels of the road, and those that are less than a margin away, bool [SIZE, SIZE]."""
+    middles = (torch.arange(SIZE) + 0.5) / SIZE
+    y, x = torch.meshgrid(middles, middles, indexing="ij")
+    near = (y - 0.15) / 0.85
+    road = (near > 0) & ((x - 0.62 + 0.14 * near).abs() < 0.06 + 0.32 * near)
+    return functional.max_pool2d(road[None].double(), 2 * margin + 1, 1, margin)[0] > 0
+
+
+# What the filters see around the road is context too.
+MARGIN = 2
+ROAD = _road()
+ROAD_ROWS, ROAD_COLUMNS = (_road(MARGIN).any(dim).nonzero()[:, 0] for dim in (1, 0))
+ROAD_BOX = tuple(slice(int(side[0]), int(side[-1]) + 1) for side in (ROAD_ROWS, ROAD_COLUMNS))
 
 
 def _block_last(sparsity: float, **changes: Any) -> SparsityConfig:
     return SparsityConfig(sparsity, per_layer={"*": 0.0, "block-last": sparsity}, **changes)
 
 
-METHODS: dict[str, Method] = {
-    "dense": (None, SIZE),
+METHODS = {
+    "dense": Method(),
     **{
-        f"block-last {sparsity}{suffix}": (_block_last(sparsity, **changes), SIZE)
+        f"block-last {sparsity}{suffix}": Method(_block_last(sparsity, **changes))
         for sparsity in (0.5, 0.75)
         for suffix, changes in {
             "": {},
@@ -60,9 +99,24 @@ METHODS: dict[str, Method] = {
             ", alternate, mean": {"alternate": True, "fill": "mean"},
         }.items()
     },
-    **{f"resolution {size}": (None, size) for size in (56, 52, 48, 44, 40)},
-    "uniform 0.3": (SparsityConfig(0.3), SIZE),
-    "uniform 0.5": (SparsityConfig(0.5), SIZE),
+    "uniform 0.3": Method(SparsityConfig(0.3)),
+    "uniform 0.5": Method(SparsityConfig(0.5)),
+    **{
+        f"{name}{'' if trained else ', untrained'}": Method(*method, trained=trained)
+        for trained in (True, False)
+        for name, method in {
+            **{f"resolution {size}": (None, size) for size in (56, 52, 48, 44, 40)},
+            **{
+                f"region, margin {margin}": (SparsityConfig(0, region=rows_of(_road(margin))),)
+                for margin in (0, MARGIN, 4)
+            },
+            "region, margin 2, block-last 0.5": (
+                _block_last(0.5, alternate=True, fill="mean", region=rows_of(_road(MARGIN))),
+            ),
+            "crop": (None, SIZE, True),
+            **{f"crop, resolution {size}": (None, size, True) for size in (56, 52, 48)},
+        }.items()
+    },
 }
 
 
@@ -112,13 +166,14 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME"
     )
+    parser.add_argument("--scenes", default="anywhere", choices=("anywhere", "road"))
     parser.add_argument("--dense-steps", type=int, default=1500, help="of the dense training")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
     parser.add_argument("--train-scenes", type=int, default=8000)
     parser.add_argument("--test-scenes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=100, help="samples of each latency; 0: none")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(options, free=("seeds", "methods", "rounds"))
     torch.set_num_threads(1)
     latencies = _latencies(options) if options.rounds else {}
     rows = []
@@ -136,7 +191,7 @@ def main() -> None:
 
 
 def _scenes(options: argparse.Namespace, split: str) -> tuple[Tensor, Tensor]:
-    """Images [N, 1, SIZE, SIZE], about normal, and the class of each pixel, uint8."""
+    """Images [N, 1, SIZE, SIZE], about normal, and the class of each pixel, uint8, or IGNORED."""
     path = options.out / f"{split}.pt"
     count = options.train_scenes if split == "train" else options.test_scenes
     if path.exists():
@@ -157,32 +212,60 @@ def _scenes(options: argparse.Namespace, split: str) -> tuple[Tensor, Tensor]:
         for _ in range(draw(3, 7)):
             picture, kind = garments[draw(0, len(garments))]
             picture = picture - picture.min()
-            side = draw(14, 29)
-            garment = _resized(picture[None] / picture.max(), side)[0, 0]
-            top, left = draw(0, SIZE - side + 1), draw(0, SIZE - side + 1)
+            side, top, left = _place(options.scenes, draw)
+            garment = _resized(picture[None] / picture.max(), (side, side))[0, 0]
             inside = garment > 0.15
             place = (slice(top, top + side), slice(left, left + side))
             canvas[place][inside] = garment[inside]
             label[place][inside] = kind + 1
         image[0] = canvas
+    if options.scenes == "road":
+        labels[:, ~ROAD] = IGNORED
     images = (images - 0.35) / 0.3
     with writing(path) as draft:
         torch.save((images, labels), draft)
     return images, labels
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
-    return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+def _place(scenes: str, draw: Callable[[int, int], int]) -> tuple[int, int, int]:
+    """Side of a garment, and its first row and column."""
+    if scenes == "anywhere":
+        side = draw(14, 29)
+        return side, draw(0, SIZE - side + 1), draw(0, SIZE - side + 1)
+    middles = ROAD.nonzero()
+    while True:
+        row, column = middles[draw(0, len(middles))].tolist()
+        side = draw(10, 14) + 14 * row // SIZE
+        top, left = row - side // 2, column - side // 2
+        if min(top, left) >= 0 and max(top, left) + side <= SIZE:
+            return side, top, left
 
 
-def _prepared(images: Tensor, size: int) -> Tensor:
-    images = images if size == SIZE else _resized(images, size)
+def _resized(images: Tensor, sides: tuple[int, ...]) -> Tensor:
+    return functional.interpolate(images, sides, mode="bilinear", antialias=True)
+
+
+def _view(pixels: Tensor, method: Method) -> Tensor:
+    """What a method looks at of [..., SIZE, SIZE]."""
+    return pixels[..., ROAD_BOX[0], ROAD_BOX[1]] if method.crop else pixels
+
+
+def _prepared(images: Tensor, method: Method) -> Tensor:
+    images = _view(images, method)
+    if method.size != SIZE:
+        images = _resized(images, tuple(s * method.size // SIZE for s in images.shape[-2:]))
     return images.contiguous(memory_format=LAYOUT)
 
 
-def _full(logits: Tensor) -> Tensor:
-    """Logits of every pixel."""
-    return functional.interpolate(logits.float(), size=(SIZE, SIZE), mode="bilinear")
+def _full(logits: Tensor, method: Method) -> Tensor:
+    """Logits of every pixel that a method looks at."""
+    sides = _view(ROAD, method).shape
+    return functional.interpolate(logits.float(), size=sides, mode="bilinear")
+
+
+def _target(logits: Tensor, method: Method) -> Tensor:
+    """Those of the dense network for the same pixels."""
+    return _view(_full(logits, METHODS["dense"]), method)
 
 
 def _dense(options: argparse.Namespace, seed: int) -> nn.Module:
@@ -191,7 +274,7 @@ def _dense(options: argparse.Namespace, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = Segmenter().to(memory_format=LAYOUT)
     if not path.exists():
-        _train(model, _scenes(options, "train"), options.dense_steps, 0.2, seed)
+        _train(model, _scenes(options, "train"), options.dense_steps, 0.2, seed, METHODS["dense"])
         with writing(path) as draft:
             torch.save(model.state_dict(), draft)
         print(path.stem, flush=True)
@@ -202,7 +285,7 @@ def _dense(options: argparse.Namespace, seed: int) -> nn.Module:
 def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     path = options.out / f"{name}-{seed}.json"
     if not path.exists():
-        scored = _fine_tuned(options, name, seed)
+        scored = _made(options, name, seed)
         with writing(path) as draft:
             draft.write_text(json.dumps(scored))
         print(path.stem, flush=True)
@@ -210,21 +293,26 @@ def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, float
     return scores
 
 
-def _fine_tuned(options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
-    config, size = METHODS[name]
+def _made(options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    method = METHODS[name]
     scenes = _scenes(options, "train")
     test, labels = _scenes(options, "test")
     model = _dense(options, seed)
-    targets = _outputs(model, scenes[0], SIZE).half()
-    reference = _outputs(model, test, SIZE)
+    targets = _outputs(model, scenes[0], METHODS["dense"]).half() if method.trained else None
+    reference = _outputs(model, test, METHODS["dense"])
+    calibration = scenes[0][:CALIBRATION_SCENES]
+    seen = statistics_of(model, calibration)
     sparsifier = None
-    if config is not None:
-        config = replace(config, seed=seed)
+    if method.masks is not None:
+        config = replace(method.masks, seed=seed)
         sparsifier = Sparsifier(model, scenes[0][:1], config, options.steps)
-    _train(model, scenes, options.steps, 0.1, seed, size, sparsifier, targets)
+    if method.trained:
+        _train(model, scenes, options.steps, 0.1, seed, method, sparsifier, targets)
     if sparsifier is not None:
         sparsifier.freeze()
-    return _compare(_outputs(model, test, size), labels, reference)
+    if not method.trained:
+        recalibrate(model, _prepared(calibration, method), before=seen)
+    return _compare(_outputs(model, test, method), labels, reference, method)
 
 
 def _train(
@@ -233,7 +321,7 @@ def _train(
     steps: int,
     learning_rate: float,
     seed: int,
-    size: int = SIZE,
+    method: Method,
     sparsifier: Sparsifier | None = None,
     targets: Tensor | None = None,
 ) -> None:
@@ -244,11 +332,14 @@ def _train(
 
     def loss_of(taken: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(_prepared(images[taken], size))
-        logits = _full(logits)
-        loss = functional.cross_entropy(logits, labels[taken].long())
+            logits = model(_prepared(images[taken], method))
+        logits = _full(logits, method)
+        classes = _view(labels[taken], method).long()
+        loss = functional.cross_entropy(logits, classes, ignore_index=IGNORED)
         if targets is not None:
-            loss = 0.1 * loss + 0.9 * 4 * _divergence(logits / 2, _full(targets[taken]) / 2)
+            target = _target(targets[taken], method)
+            apart = _divergence(logits / 2, target / 2, classes != IGNORED)
+            loss = 0.1 * loss + 0.9 * 4 * apart
         return loss
 
     batches = _batches(len(images), steps, seed)
@@ -265,29 +356,34 @@ def _batches(count: int, steps: int, seed: int) -> Iterator[Tensor]:
         yield from batches
 
 
-def _divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the pixels, in nats."""
+def _divergence(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the pixels that count, in nats."""
     own, other = functional.log_softmax(logits, 1), functional.log_softmax(target, 1)
-    return functional.kl_div(own, other, reduction="none", log_target=True).sum(1).mean()
+    apart = functional.kl_div(own, other, reduction="none", log_target=True).sum(1)
+    return apart[counted].mean()
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, images: Tensor, size: int) -> Tensor:
+def _outputs(model: nn.Module, images: Tensor, method: Method) -> Tensor:
     model.eval()
-    return torch.cat([model(_prepared(part, size)) for part in images.split(100)])
+    return torch.cat([model(_prepared(part, method)) for part in images.split(100)])
 
 
-def _compare(outputs: Tensor, labels: Tensor, reference: Tensor) -> dict[str, float]:
+def _compare(
+    outputs: Tensor, labels: Tensor, reference: Tensor, method: Method
+) -> dict[str, float]:
     """Mean intersection over union of the classes, right pixels, and divergence from the dense."""
     table = torch.zeros(CLASSES, CLASSES, dtype=torch.long)
     divergences = []
     for own, label, dense in zip(
         outputs.split(100), labels.split(100), reference.split(100), strict=True
     ):
-        logits = _full(own)
-        pairs = label.long() * CLASSES + logits.argmax(1)
-        table += torch.bincount(pairs.flatten(), minlength=CLASSES**2).view(CLASSES, CLASSES)
-        divergences += len(logits) * [float(_divergence(logits, _full(dense)))]
+        logits, classes = _full(own, method), _view(label, method)
+        counted = classes != IGNORED
+        pairs = classes[counted].long() * CLASSES + logits.argmax(1)[counted]
+        table += torch.bincount(pairs, minlength=CLASSES**2).view(CLASSES, CLASSES)
+        apart = _divergence(logits, _target(dense, method), counted)
+        divergences += len(logits) * [float(apart)]
     right = table.diag().double()
     union = table.sum(0) + table.sum(1) - table.diag()
     return {
@@ -306,11 +402,11 @@ def _latencies(options: argparse.Namespace) -> dict[str, float]:
     folder.mkdir(exist_ok=True)
     calls: dict[str, Callable[[], object]] = {}
     for name in dict.fromkeys([*options.methods, "dense"]):
-        config, size = METHODS[name]
+        method = METHODS[name]
         path, stock = folder / f"{name}.onnx", folder / f"{name}, stock.onnx"
-        example = torch.zeros(1, 1, size, size)
+        example = _prepared(torch.zeros(1, 1, SIZE, SIZE), method).contiguous()
         if not path.exists():
-            _export(config, example, path, stock)
+            _export(method.masks, example, path, stock)
         calls[name] = runner(
             InferenceSession(path, sess_options=session_options(1)), example.numpy()
         )

@@ -90,6 +90,32 @@ def test_few_images_are_enough_for_what_masks_change(dense, images):
     assert changes[0] < 2 * changes[1] < applied.before.divergence
 
 
+class Named(nn.Sequential):
+    """As torchvision's networks for segmentation return theirs."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 2, 3))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": super().forward(x)}
+
+
+def test_changes_of_planes_are_those_of_all_positions_or_of_a_region():
+    torch.manual_seed(0)
+    outputs, reference = torch.randn(2, 2, 3, 4, 6).unbind(0)
+    rows = ("##.", ".#.")
+    counted = torch.tensor([[1, 1, 1, 1, 0, 0]] * 2 + [[0, 0, 1, 1, 0, 0]] * 2).bool()
+    for region, where in (((), torch.ones(4, 6).bool()), (rows, counted)):
+        found = Change.between(outputs, reference, region)
+        # As if each position were an image.
+        one, other = (v.permute(0, 2, 3, 1)[:, where] for v in (outputs, reference))
+        each = Change.between(one.flatten(0, 1), other.flatten(0, 1))
+        assert found.agreement == pytest.approx(each.agreement)
+        assert found.divergence == pytest.approx(each.divergence)
+        apart = (one - other).flatten(1).norm(dim=1) / other.flatten(1).norm(dim=1)
+        assert found.error == pytest.approx(float(apart.mean()))
+
+
 def test_statistics_that_take_the_outputs_further_away_are_not_kept():
     # All positions of an image are alike and positive, so the maximum does not see the masks, but
     # the statistics do.
@@ -114,12 +140,13 @@ def test_statistics_that_take_the_outputs_further_away_are_not_kept():
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
-        (nn.Sequential(nn.Conv2d(1, 2, 3)), r"returns \[2, 14, 14\]"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(2)), r"returns \[2, 196\]"),
+        (Named(), "Named returns dict"),
         (nn.Sequential(nn.Conv2d(3, 2, 3)), r"cannot take images of \[1, 16, 16\]"),
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), "no Conv2d"),
     ],
 )
-def test_what_is_no_classifier_of_the_images_is_refused(model, problem, images):
+def test_what_has_no_classes_for_the_images_is_refused(model, problem, images):
     with pytest.raises(ModelError, match=problem):
         apply(model, images, SparsityConfig(0.2))
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "semisparse"
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
     (
-        "errors, files config blocks, masks blue_noise schedules selection trace, rules importance, layers, "
+        "errors, files config blocks, masks blue_noise schedules selection trace, rules region, importance, layers, "
         "sparsifier, ops, export, training, tune"
     ),
     "errors, files, runtime, native feeds, check doctor, bench, report, tune",
@@ -25,6 +25,7 @@ CHAINS = [
 DOORS = {
     "export/verify.py": {"runtime", "check"},  # runs what was exported before it is kept
     "export/metadata.py": {"check"},  # writes the format that check reads
+    "bench/harness.py": {"config"},  # which fills there are
     "bench/models.py": {"config", "sparsifier", "export", "training"},  # builds models by name
 }
 ANYWHERE = {"_torchvision"}

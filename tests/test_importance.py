@@ -168,7 +168,12 @@ class Pair(nn.Module):
     [
         (Net(), torch.zeros(0, 2, 5, 6), MaskError, "no images"),
         (Net(), torch.zeros(1, 3, 5, 6), ModelError, r"cannot take images of \[3, 5, 6\]"),
-        (nn.Conv2d(2, 3, 3), torch.zeros(1, 2, 5, 6), ModelError, r"returns \[3, 3, 4\]"),
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(2)),
+            torch.zeros(1, 2, 5, 6),
+            ModelError,
+            r"returns \[3, 12\]",
+        ),
         (nn.Sequential(nn.Conv2d(2, 3, 3), Pair()), torch.zeros(1, 2, 5, 6), ModelError, "tuple"),
         (Net(), torch.full((1, 2, 5, 6), float("nan")), MaskError, "not finite"),
     ],

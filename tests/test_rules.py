@@ -110,6 +110,14 @@ def test_residual_blocks_have_turns_by_their_order() -> None:
     }
 
 
+def test_a_region_is_for_all_layers_that_are_not_skipped() -> None:
+    found = rules(only=["block.*"], per_layer={"stem": 0}, skip=["head.*"], region=["#."])
+    assert {name: rule.region for name, rule in found.items()} == {
+        name: name != "head.conv" for name in found
+    }
+    assert not any(rule.region for rule in rules().values())
+
+
 def test_automatic_blocks_are_those_of_the_kernels() -> None:
     convolutions = {
         "wide": nn.Conv2d(16, 16, 3),

@@ -204,7 +204,7 @@ def test_the_command_line_has_every_setting_with_its_default():
     masks = {n: p.default for n, p in options.items() if n in set(names()) - fields.keys()}
     assert masks.keys() > {"fill", "block", "selection", "sparsity_end"}
     assert SparsityConfig(0.5) == settings_of_masks(
-        {**masks, "sparsity": 0.5, "skip": (), "only": ()}
+        {**masks, "sparsity": 0.5, "skip": (), "only": (), "region": ()}
     )
 
 

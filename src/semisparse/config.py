@@ -31,7 +31,8 @@ class SparsityConfig:
     ``model.named_modules()``. Where several rules of one mapping match a layer, the last one wins.
 
     Attributes:
-        sparsity: fraction of the output positions of each layer that ends up masked, in (0, 1).
+        sparsity: fraction of the output positions of each layer that ends up masked, in (0, 1), or
+            from 0 where there is a ``region``, within which it counts.
         skip: rules for layers to leave dense, whatever ``only`` and ``per_layer`` say.
         only: rules for the layers to mask, beside those of ``per_layer``; empty for all.
         per_layer: rule to a final sparsity in [0, 1) of its own; 0 leaves the layer dense.
@@ -68,6 +69,12 @@ class SparsityConfig:
             those take the outputs of a trained network a quarter less far away on one network and
             a tenth on another, fine-tuned a tenth. With masks on the other layers too they go
             half as far again and more (``docs/accuracy.md``).
+        region: the part of the images that matters, where that is always the same, as for a camera
+            that stays where it is: a picture of it in rows of ``"#"``, inside, and ``"."``,
+            outside, of any size, over the whole input (see :func:`semisparse.region.rows_of`).
+            Every layer that is not skipped, whatever ``only`` says, is masked from the first step
+            on at all positions that do not overlap it, and ``sparsity`` is the fraction of the
+            others. Empty for none.
         initial: sparsity before ``begin``, in [0, sparsity].
         begin, end: where the schedule starts and ends, as fractions of the training steps. At
             the end the masks freeze; with 1 they do so only on ``Sparsifier.freeze()``. Both 0,
@@ -94,6 +101,7 @@ class SparsityConfig:
     masks: str = "blue-noise"
     importance: float = 0.0
     alternate: bool = False
+    region: tuple[str, ...] = ()
     initial: float = 0.0
     begin: float = 0.0
     end: float = 0.0
@@ -103,11 +111,14 @@ class SparsityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        region = _region(self.region)
         sparsity = _number("sparsity", self.sparsity)
-        if not 0 < sparsity < 1:
+        if not 0 <= sparsity < 1:
+            raise ConfigError(f"sparsity is {sparsity:g}, but must lie between 0 and 1.")
+        if not sparsity and not region:
             raise ConfigError(
-                f"sparsity is {sparsity:g}, but must lie strictly between 0 and 1; "
-                "for a dense model use no Sparsifier at all."
+                "sparsity is 0 and there is no region, so nothing would be masked; for a dense "
+                "model use no Sparsifier at all."
             )
         importance = _number("importance", self.importance)
         if importance < 0:
@@ -143,6 +154,7 @@ class SparsityConfig:
             "masks": _choice("masks", self.masks, MASKS),
             "importance": importance,
             "alternate": _bool("alternate", self.alternate),
+            "region": region,
             "initial": initial,
             "begin": begin,
             "end": end,
@@ -284,6 +296,26 @@ def _choice(where: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ConfigError(f"{where} is {value!r}, but must be one of {', '.join(choices)}.")
     return str(value)
+
+
+def _region(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(
+            f"region must be a list of rows such as ['.##.', '####'], got {value!r:.80}."
+        )
+    rows = tuple(value)
+    for row in rows:
+        if not isinstance(row, str) or not row or set(row) - {"#", "."}:
+            raise ConfigError(
+                f"region has the row {row!r:.80}, but rows consist of '#', inside, and '.', outside."
+            )
+        if len(row) != len(rows[0]):
+            raise ConfigError(
+                f"region has rows of {len(rows[0])} and {len(row)} characters; make them equal."
+            )
+    if rows and not any("#" in row for row in rows):
+        raise ConfigError("region has no '#', so nothing would be computed; mark what matters.")
+    return rows
 
 
 def _layer_sparsity(where: str, value: object) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import propagate
+from semisparse.region import on_plane
 
 # Maps of importance by the (height, width) of the plane that they are over.
 Importance = Mapping[tuple[int, int], Tensor]
@@ -23,9 +24,13 @@ _LEAST = 1e-3
 
 
 def measure(
-    model: nn.Module, images: Tensor, fill: str = "nearest", batch_size: int = 64
+    model: nn.Module,
+    images: Tensor,
+    fill: str = "nearest",
+    batch_size: int = 64,
+    region: tuple[str, ...] = (),
 ) -> dict[tuple[int, int], Tensor]:
-    """What masking single positions does to a trained classifier's answers, to first order.
+    """What masking single positions does to a trained network's answers, to first order.
 
     A position whose linear part changes by ``d`` moves the outputs by ``J d``, with ``J`` their
     derivative, and so their softmax ``p`` by a divergence (Kullback-Leibler) of
@@ -42,16 +47,19 @@ def measure(
     estimate: the same one every time, the better the more images there are.
 
     Args:
-        model: `[N, C, H, W] -> [N, num_classes]`, trained and without masks; it is left as it is.
+        model: `[N, C, H, W] -> [N, num_classes]`, or for networks that segment
+            `[N, num_classes, H', W']`, of which the mean over the positions counts; trained and
+            without masks; it is left as it is.
         images: `[N, C, H, W]`, prepared as for the model.
         fill: what masked positions are going to hold, as in :class:`SparsityConfig`.
         batch_size: images that run at once.
+        region: of a :class:`SparsityConfig`, within which such positions count; empty for all.
 
     Returns:
         By plane ``(height, width)``: float64 ``[height, width]`` on the CPU.
 
     Raises:
-        ModelError: the model does not take the images or is no classifier.
+        ModelError: the model does not take the images or has other outputs.
         MaskError: there are no images, or what they lead to is not finite.
     """
     if not len(images):
@@ -86,6 +94,8 @@ def measure(
                 pixels = batch.detach().to(device).requires_grad_()
                 outputs = _outputs(model, pixels)
                 back = _towards(outputs.detach().softmax(1), signs)
+                if outputs.dim() == 4:
+                    back *= _shares(outputs, region)
                 # To the pixels alone, so that nothing adds up in the parameters.
                 torch.autograd.grad(outputs, pixels, back)
     finally:
@@ -137,17 +147,25 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
             f"{name} cannot take images of {list(images.shape[1:])} ({error}); give images as it "
             "was trained with."
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+    if not isinstance(outputs, Tensor) or outputs.dim() not in (2, 4):
         shape = list(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ModelError(
-            f"{name} returns {shape} for an image, but importance is measured by the outputs of a "
-            "classifier, one number a class; give a classifier, or set importance to 0."
+            f"{name} returns {shape} for an image, but importance is measured by one number a "
+            "class, or a plane of them; wrap it in a module that returns such, or set importance "
+            "to 0."
         )
     return outputs
 
 
+def _shares(outputs: Tensor, region: tuple[str, ...]) -> Tensor:
+    """Square roots of what the positions of planes count, ``[H, W]``."""
+    plane = outputs.shape[2:]
+    counted = on_plane(region, *plane) if region else torch.ones(plane, dtype=torch.bool)
+    return (counted / counted.sum()).sqrt().to(outputs)
+
+
 def _towards(shares: Tensor, generator: torch.Generator) -> Tensor:
-    """Random vectors ``[N, classes]`` of covariance ``diag(p) - p p^T`` for the shares ``p``."""
+    """Random vectors ``[N, classes, ...]`` of covariance ``diag(p) - p p^T`` for the shares ``p``."""
     signs = torch.randint(2, shares.shape, generator=generator).to(shares) * 2 - 1
     roots = shares.sqrt() * signs
     return roots - shares * roots.sum(1, keepdim=True)

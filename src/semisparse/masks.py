@@ -69,14 +69,25 @@ def _ordered_blocks(score: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     return index, areas, means.argsort(stable=True)
 
 
-def can_mask(sparsity: float, height: int, width: int, block: int = 1) -> bool:
+def _outside(inside: Tensor | None, index: Tensor, count: int) -> Tensor:
+    """Which of the blocks hold no position of the region, bool ``[count]``."""
+    if inside is None:
+        return torch.zeros(count, dtype=torch.bool)
+    return index.flatten().bincount(inside.flatten().double(), minlength=count) == 0
+
+
+def can_mask(
+    sparsity: float, height: int, width: int, block: int = 1, inside: Tensor | None = None
+) -> bool:
     """Whether :func:`mask_from_score` masks anything, for some score at least."""
-    _, areas = _blocks(height, width, block)
-    # The last block, at the corner where both its sides are cut, is the smallest.
-    return len(areas) > 1 and 2 * round(sparsity * height * width) > int(areas[-1])
+    index, areas = _blocks(height, width, block)
+    outside = _outside(inside, index, len(areas))
+    within = areas[~outside]
+    wanted = round(sparsity * int(within.sum()))
+    return bool(outside.any()) or (len(within) > 1 and 2 * wanted > int(within.min()))
 
 
-def take_turn(score: Tensor, turn: int, block: int = 1) -> Tensor:
+def take_turn(score: Tensor, turn: int, block: int = 1, inside: Tensor | None = None) -> Tensor:
     """The score of one of several layers that take turns at which positions they compute.
 
     The blocks keep their order, but it begins elsewhere: half of the plane's area behind the
@@ -89,19 +100,23 @@ def take_turn(score: Tensor, turn: int, block: int = 1) -> Tensor:
         score: ``[H, W]``.
         turn: from 0, which keeps the order as it is.
         block: side of the blocks, as in :func:`mask_from_score`.
+        inside: the region whose area counts, as in :func:`mask_from_score`.
 
     Returns:
         float64 ``[H, W]`` in (0, 1), constant over each block.
     """
     index, areas, order = _ordered_blocks(score, block)
     begin = int(f"{turn:b}"[::-1], 2) / 2 ** turn.bit_length()
-    middles = (areas[order].cumsum(0) - areas[order] / 2) / score.numel()
+    within = areas * ~_outside(inside, index, len(areas))
+    middles = (within[order].cumsum(0) - within[order] / 2) / within.sum()
     order = order[((middles + begin) % 1).argsort(stable=True)]
     return ((order.argsort().double() + 0.5) / len(areas))[index]
 
 
-def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:
-    """Mask the square blocks of lowest score.
+def mask_from_score(
+    score: Tensor, sparsity: float, block: int = 1, inside: Tensor | None = None
+) -> Tensor:
+    """Mask the square blocks of lowest score, of a region or of the whole plane.
 
     Blocks of ``block`` by ``block`` positions tile the plane from its origin; those at the right
     and bottom edges are cut. A block's score is the mean over its positions, so it is the score
@@ -111,10 +126,14 @@ def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:
     the smaller. One block always stays computed, so that ``"nearest"`` has a source; hence a plane
     that one block covers stays dense. A higher sparsity only ever adds masked blocks.
 
+    With a region all blocks that lie outside of it, whole, are masked, and of the others so many
+    as if they were the plane.
+
     Args:
         score: ``[H, W]``, without NaN.
         sparsity: in [0, 1).
         block: side in positions, from 1.
+        inside: the region, bool ``[H, W]`` with at least one True; None for the whole plane.
 
     Raises:
         MaskError: for a score that is not such a map, or a sparsity or block out of range.
@@ -128,9 +147,13 @@ def mask_from_score(score: Tensor, sparsity: float, block: int = 1) -> Tensor:
     if bool(score.isnan().any()):
         raise MaskError(f"a score map of {list(score.shape)} holds NaN; scores must be ordered.")
     index, areas, order = _ordered_blocks(score, block)
+    outside = _outside(inside, index, len(areas))
+    order = torch.cat([order[outside[order]], order[~outside[order]]])
+    spared = int(areas[outside].sum())
+    wanted = spared + round(sparsity * (score.numel() - spared))
     # Positions masked after taking none, one, two ... all but one of the blocks.
     masked = areas[order].cumsum(0) - areas[order]
-    taken = int((masked - round(sparsity * score.numel())).abs().argmin())
+    taken = int((masked - wanted).abs().argmin())
     computed = torch.ones(len(areas), dtype=torch.bool)
     computed[order[:taken]] = False
     return computed[index]

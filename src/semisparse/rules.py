@@ -26,14 +26,15 @@ _TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What a layer ends up with: its final sparsity, 0 where it stays dense, fill and block, and
-    its turn where residual blocks take turns.
+    """What a layer ends up with: its final sparsity, 0 where it stays dense, fill and block, its
+    turn where residual blocks take turns, and whether it is masked outside of the region.
     """
 
     sparsity: float
     fill: str
     block: int
     turn: int = 0
+    region: bool = False
 
 
 def layer_rules(
@@ -75,7 +76,8 @@ def layer_rules(
         for rule, sparsity in config.per_layer.items()
         for name in matches(rule, "per_layer")
     )
-    sparsities.update((name, 0.0) for rule in config.skip for name in matches(rule, "skip"))
+    skipped = {name for rule in config.skip for name in matches(rule, "skip")}
+    sparsities.update(dict.fromkeys(skipped, 0.0))
     fills = last_match(config.fill, config.per_layer_fill, "per_layer_fill")
     blocks = last_match(config.block, config.per_layer_block, "per_layer_block")
     return {
@@ -84,6 +86,7 @@ def layer_rules(
             fills[name],
             _block_of(conv, traced[name]) if blocks[name] == "auto" else blocks[name],
             turn=max(0, traced[name].residual_block - 1) if config.alternate else 0,
+            region=bool(config.region) and name not in skipped,
         )
         for name, conv in convolutions.items()
     }

@@ -25,6 +25,7 @@ from semisparse.masks import (
     sparsity_of,
     take_turn,
 )
+from semisparse.region import on_plane
 from semisparse.rules import LayerRule, layer_rules
 from semisparse.schedules import progress_at, sparsity_at
 from semisparse.selection import Selection
@@ -94,7 +95,7 @@ class Sparsifier:
         planes: dict[str, tuple[int, int]] = {}
         for name, rule in rules.items():
             sizes = traced[name].planes
-            if rule.sparsity == 0 or not sizes:
+            if (rule.sparsity == 0 and not rule.region) or not sizes:
                 continue
             if len(sizes) > 1:
                 listed = " and ".join(f"{h}x{w}" for h, w in sorted(sizes))
@@ -103,14 +104,15 @@ class Sparsifier:
                     "only; put it in skip."
                 )
             ((height, width),) = sizes
-            if can_mask(rule.sparsity, height, width, rule.block):
+            inside = _inside(config, rule, height, width)
+            if can_mask(rule.sparsity, height, width, rule.block, inside):
                 planes[name] = (height, width)
         self._rules = {name: rules[name] for name in planes}
         if not self._rules:
             raise ModelError(
                 f"none of the model's {len(convolutions)} convolutions is masked: all are skipped, "
-                "not called on the example input, or too small for their sparsity and block; "
-                "change skip, per_layer, sparsity or block."
+                "not called on the example input, too small for their sparsity and block, or inside "
+                "of the region; change skip, per_layer, sparsity, block or region."
             )
         with contextlib.ExitStack() as undo:
             for name, rule in self._rules.items():
@@ -178,7 +180,7 @@ class Sparsifier:
             self.freeze()
         elif index % config.frequency == 0:
             self._sparsity = self._sparsity_at(progress, config.sparsity)
-            if self._sparsity > 0:
+            if self._sparsity > 0 or config.region:
                 draw = self._draw()
                 self._selection.draw(draw)
                 self._mask_by(draw, progress)
@@ -301,7 +303,8 @@ class Sparsifier:
         else:
             score = propagate(draw, height, width)
         if rule.turn:
-            score = take_turn(score, rule.turn, rule.block)
+            inside = _inside(self.config, rule, height, width)
+            score = take_turn(score, rule.turn, rule.block, inside)
         if not self.config.importance:
             return score
         if self.importance is None:
@@ -321,9 +324,15 @@ class Sparsifier:
             if (size, rule) not in made:
                 score = self._score(draw, size, rule)
                 sparsity = self._sparsity_at(progress, rule.sparsity)
-                mask = mask_from_score(score, sparsity, rule.block)
+                inside = _inside(self.config, rule, *size)
+                mask = mask_from_score(score, sparsity, rule.block, inside)
                 made[size, rule] = mask, sources_of(mask, rule.fill)
             layer.set_mask(*made[size, rule])
+
+
+def _inside(config: SparsityConfig, rule: LayerRule, height: int, width: int) -> Tensor | None:
+    """The positions of a layer's plane that its region leaves to be computed; None for all."""
+    return on_plane(config.region, height, width) if rule.region else None
 
 
 def _arguments(example: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:

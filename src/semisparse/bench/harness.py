@@ -13,6 +13,7 @@ from semisparse.bench import layers, machine, memory
 from semisparse.bench.compare import Run, compare
 from semisparse.bench.models import prepare
 from semisparse.bench.peers import PEERS
+from semisparse.config import FILLS
 from semisparse.errors import ConfigError
 
 FORMAT_VERSION = 2
@@ -24,8 +25,8 @@ class Settings:
 
     Attributes:
         models: names or paths, as `models.prepare` takes them.
-        sparsities, fills, blocks, chains, skip, image_size: likewise; they do not concern exported
-            files.
+        sparsities, fills, blocks, chains, skip, region, image_size: likewise; they do not concern
+            exported files.
         threads: one interleaved run for each.
         peers: names of `peers.PEERS`.
         rounds: samples of each candidate in a run.
@@ -43,6 +44,7 @@ class Settings:
     blocks: tuple[int | str, ...] = (1,)
     chains: tuple[str, ...] = ("fused",)
     skip: tuple[str, ...] = ()
+    region: tuple[str, ...] = ()
     image_size: int = 224
     threads: tuple[int, ...] = (1, 2)
     peers: tuple[str, ...] = ("onnxruntime", "openvino", "xnnpack", "ncnn")
@@ -54,8 +56,8 @@ class Settings:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.peers if name not in PEERS]:
             raise ConfigError(f"There is no peer {unknown[0]!r}; known are {', '.join(PEERS)}.")
-        if unknown := [fill for fill in self.fills if fill not in ("bias", "nearest", "mean")]:
-            raise ConfigError(f"There is no fill {unknown[0]!r}; known are bias, nearest and mean.")
+        if unknown := [fill for fill in self.fills if fill not in FILLS]:
+            raise ConfigError(f"There is no fill {unknown[0]!r}; known are {', '.join(FILLS)}.")
         if unknown := [kind for kind in self.chains if kind not in ("fused", "separate")]:
             raise ConfigError(
                 f"There is no kind of chains {unknown[0]!r}; known are fused and separate."
@@ -169,6 +171,7 @@ def _run_model(name: str, settings: Settings, cache: Path, progress: Progress) -
         blocks=settings.blocks,
         chains=settings.chains,
         skip=settings.skip,
+        region=settings.region,
         image_size=settings.image_size,
         progress=progress.stage,
     )

@@ -35,10 +35,12 @@ _CLASSES = 1000
 _WRITERS = (
     "bench/models.py",
     "bench/work.py",
+    "blue_noise.py",
     "export/*.py",
     "layers.py",
     "masks.py",
     "ops.py",
+    "region.py",
     "rules.py",
     "sparsifier.py",
     "training/models.py",
@@ -55,6 +57,7 @@ class Variant:
         fill: of the masked positions; None for a dense file, or one from outside.
         block: side of the squares that are masked as a whole, or "auto"; None likewise.
         chains: "fused", or "separate" convolutions; None for a file from outside.
+        region: masked outside of a region, within which the sparsity counts.
         path: of the file.
         expected: output of `Model.x`.
         work: what the file computes.
@@ -64,6 +67,7 @@ class Variant:
     fill: str | None
     block: int | str | None
     chains: str | None
+    region: bool
     path: Path
     expected: Floats
     work: Work
@@ -74,6 +78,8 @@ class Variant:
         if self.sparsity is None:
             return "semisparse"
         words = ["semisparse", f"{self.sparsity:g}"]
+        if self.region:
+            words.append("in region")
         if self.fill is not None:
             words.append(self.fill)
         if self.block not in (None, 1):
@@ -117,6 +123,7 @@ def prepare(
     blocks: Sequence[int | str] = (1,),
     chains: Sequence[str] = ("fused",),
     skip: Sequence[str] = (),
+    region: Sequence[str] = (),
     image_size: int = 224,
     progress: Callable[[str], object] = lambda what: None,
 ) -> Model:
@@ -130,6 +137,8 @@ def prepare(
         blocks: of every fill.
         chains: of all of these, "fused" or "separate": see `export_onnx`.
         skip: rules of `SparsityConfig` for layers to leave dense.
+        region: of `SparsityConfig`, for all but the dense model. With one, sparsity 0 is that model
+            and also the one that is masked outside of the region only.
         image_size: height and width of the input.
         progress: called with what is being made.
 
@@ -150,9 +159,14 @@ def prepare(
     for sparsity in sparsities:
         if sparsity == 0:
             configs.append(None)
+        if sparsity == 0 and not region:
             continue
         for fill, block in product(fills, blocks):
-            configs.append(SparsityConfig(sparsity, skip=tuple(skip), fill=fill, block=block))
+            configs.append(
+                SparsityConfig(
+                    sparsity, skip=tuple(skip), fill=fill, block=block, region=tuple(region)
+                )
+            )
     return _from_name(name, cache, list(product(configs, chains)), image_size, progress)
 
 
@@ -220,8 +234,10 @@ def _from_name(
                 sparsifier.detach()
         work = work_of(read(path))
         if config is None:
-            return Variant(0.0, None, None, chains, path, expected, work)
-        return Variant(config.sparsity, config.fill, config.block, chains, path, expected, work)
+            return Variant(0.0, None, None, chains, False, path, expected, work)
+        region = bool(config.region)
+        kind = (config.sparsity, config.fill, config.block, chains, region)
+        return Variant(*kind, path, expected, work)
 
     settings = {
         "model": full_name,
@@ -274,7 +290,7 @@ def _from_file(path: Path, cache: Path, progress: Callable[[str], object]) -> Mo
     (x,) = random_feeds(session, _SEED).values()
     expected: Floats = session.run(None, {session.get_inputs()[0].name: x})[0]
     work = work_of(proto)
-    variant = Variant(None, None, None, None, path, expected, work)
+    variant = Variant(None, None, None, None, False, path, expected, work)
     return Model(str(path), folder, x, dense, expected, work.dense(), (variant,), module)
 
 

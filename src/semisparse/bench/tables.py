@@ -104,7 +104,7 @@ def _latency_cells(row: Row, run: Run, peers: tuple[str | None, ...]) -> tuple[s
         row.name,
         _quartiles(row.latency, scale=1e3),
         *(_speedup(row, peer) for peer in peers),
-        f"{row.limit:.2f}" if row.sparsity != 0 and row.name not in row.speedup else "",
+        f"{row.limit:.2f}" if row.limit > 1 else "",
         f"{flops / 1e9:.0f}",
         f"{flops / run.peak.flops:.0%}",
         f"{row.cores:.2f}",

@@ -73,6 +73,7 @@ def apply(
     masks: options.Masks = SparsityConfig.masks,
     importance: options.Importance = SparsityConfig.importance,
     alternate: options.Alternate = SparsityConfig.alternate,
+    region: options.Region = None,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
     only: options.Only = None,
@@ -85,6 +86,8 @@ def apply(
     \b
     Examples:
       semisparse apply --model runs/dense --sparsity 0.1 --out masked.onnx
+      semisparse apply --model nets.py:segmenter --weights lane.pt --region lane.png \\
+          --calibrate imagefolder:frames --distill-steps 100
       semisparse apply --model torchvision/resnet18 --weights DEFAULT \\
           --sparsity 0.1 --calibrate imagefolder:photos --draws 8
     """
@@ -99,7 +102,7 @@ def apply(
         raise ConfigError("There is no model; give --model, and --weights for a model by name.")
     config = options.masks(ctx, sparsity_config)
     if config is None:
-        raise ConfigError("There is nothing to apply at sparsity 0; give --sparsity.")
+        raise ConfigError("There is nothing to apply at sparsity 0; give --sparsity, or --region.")
     for path in filter(None, (out, header)):
         check_writable(path)
     network, batch, _ = trained.load(
@@ -111,7 +114,7 @@ def apply(
     console = Console(stderr=True)
     with console.status(f"{len(batch)} images, {draws} draws of masks"):
         applied = masking.apply(network, batch, config, draws=draws)
-    distilled = _distill(network, teacher, batch, recipe, console) if recipe else None
+    distilled = _distill(network, teacher, batch, recipe, config, console) if recipe else None
     with console.status(f"exporting {out}"):
         report = export_onnx(network, batch[:1], out)
     if header is not None:
@@ -136,7 +139,12 @@ def apply(
 
 
 def _distill(
-    network: nn.Module, teacher: nn.Module, images: Tensor, recipe: Recipe, console: Console
+    network: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    recipe: Recipe,
+    config: SparsityConfig,
+    console: Console,
 ) -> Distilled:
     from semisparse.training.progress import bars
     from semisparse.training.self_distillation import self_distill
@@ -149,6 +157,7 @@ def _distill(
             images,
             recipe,
             lambda done, _total: bar.update(task, completed=done),
+            config.region,
         )
 
 

@@ -73,6 +73,13 @@ def bench(
     skip: Annotated[
         list[str] | None, typer.Option(help="Layers left dense: 1x1, depthwise, or a pattern.")
     ] = None,
+    region: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of the part of the images that matters, in white: nothing is computed "
+            "outside of it, and the sparsities count within."
+        ),
+    ] = None,
     threads: Annotated[
         list[str] | None, typer.Option(help="Numbers of threads, one run each. (default: 1 2)")
     ] = None,
@@ -123,6 +130,7 @@ def bench(
           --peers onnxruntime openvino xnnpack ncnn --fill bias nearest \\
           --json out.json --markdown out.md
       semisparse bench resnet18 --sparsity 0.3 --fill nearest --block 1 4 auto
+      semisparse bench mobilenet_v2 --sparsity 0 0.3 --region road.png
       semisparse bench model.onnx --peers onnxruntime,openvino --layers
     """
     from rich.console import Console
@@ -136,6 +144,7 @@ def bench(
         "blocks": _numbers("block", block, _block),
         "chains": _items(chains),
         "skip": _items(skip),
+        "region": _region(region),
         "threads": _numbers("threads", threads, int),
         "peers": _items(peers),
         "rounds": rounds,
@@ -171,6 +180,15 @@ def bench(
         printed.print(line, highlight=False)
     if to_stdout:
         typer.echo(_dumps(results))
+
+
+def _region(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    # With torch, which timing exported files does without.
+    from semisparse.training.config_file import read_region
+
+    return read_region(path)
 
 
 def _dumps(results: Results) -> str:

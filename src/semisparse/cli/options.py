@@ -97,6 +97,16 @@ Alternate = Annotated[
 ]
 
 
+Region = Annotated[
+    Path | None,
+    typer.Option(
+        help="Picture of the part of the images that matters, in white, for a camera that stays "
+        "where it is; nothing is computed outside of it, and --sparsity counts within.",
+        rich_help_panel=MASKS,
+    ),
+]
+
+
 def _block(value: int | str) -> int | str:
     # The default, a number, comes by here too.
     return int(value) if str(value).isdecimal() else value
@@ -134,13 +144,21 @@ SparsityFile = Annotated[
 
 
 def given(ctx: typer.Context) -> dict[str, Any]:
-    """The options that stand on the command line, without those left at their defaults."""
-    return {
+    """The options that stand on the command line, without those left at their defaults.
+
+    Of a region its rows, instead of the picture's path.
+    """
+    found = {
         name: value
         for name, value in ctx.params.items()
         # By name: typer carries its own copy of click, whose enumeration is another type.
         if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
+    if "region" in found:
+        from semisparse.training.config_file import read_region
+
+        found["region"] = read_region(found["region"])
+    return found
 
 
 def masks(ctx: typer.Context, sparsity_config: Path | None) -> SparsityConfig | None:

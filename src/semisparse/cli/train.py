@@ -69,6 +69,7 @@ def train(
     masks: options.Masks = SparsityConfig.masks,
     importance: options.Importance = SparsityConfig.importance,
     alternate: options.Alternate = SparsityConfig.alternate,
+    region: options.Region = None,
     block: options.Block = SparsityConfig.block,
     skip: options.Skip = None,
     only: options.Only = None,

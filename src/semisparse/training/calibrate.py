@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from semisparse.errors import DataError
+from semisparse.errors import DataError, ModelError
 
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
 
@@ -112,10 +112,21 @@ def run(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
     """The model's outputs of all images, in the mode that it is in, on the CPU.
 
     No batch is much smaller than the others, in which batch norm would see less.
+
+    Raises:
+        ModelError: the model returns something else than a tensor.
     """
     device = next(model.parameters()).device
-    batches = images.tensor_split(math.ceil(len(images) / batch_size))
-    return torch.cat([model(batch.to(device)).cpu() for batch in batches])
+    outputs = []
+    for batch in images.tensor_split(math.ceil(len(images) / batch_size)):
+        output = model(batch.to(device))
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"{type(model).__name__} returns {type(output).__name__}; wrap it in a module that "
+                "returns one tensor."
+            )
+        outputs.append(output.cpu())
+    return torch.cat(outputs)
 
 
 class _Moments:

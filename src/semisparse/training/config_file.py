@@ -1,4 +1,4 @@
-"""Settings of a run from a file that people write."""
+"""Settings of a run from files that people write or draw."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from semisparse.errors import ConfigError
+from semisparse.region import rows_of
 from semisparse.training import settings
 
 
@@ -41,6 +45,29 @@ def read_masks(path: Path) -> dict[str, Any]:
         return settings.flatten({"sparsity": _mapping(path)})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_region(path: Path) -> tuple[str, ...]:
+    """The `region` of a `SparsityConfig` from a picture in which it is white, of any size.
+
+    Pixels from half of white on are inside; transparent ones are outside.
+
+    Raises `ConfigError` when the picture cannot be read or has no such pixel.
+    """
+    try:
+        with Image.open(path) as picture:
+            grey, opacity = picture.convert("LA").split()
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no file {path}; give a picture of the region.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); give a picture, of PNG for example, in which the "
+            "region is white."
+        ) from error
+    white = (np.asarray(grey) >= 128) & (np.asarray(opacity) >= 128)
+    if not white.any():
+        raise ConfigError(f"{path} has no white pixel; paint what matters white, all else black.")
+    return rows_of(torch.from_numpy(white))
 
 
 def _mapping(path: Path) -> Mapping[Any, Any]:

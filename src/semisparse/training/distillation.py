@@ -17,16 +17,17 @@ from semisparse.training.data import ImageData, Normalisation
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean over the batch of `T^2 KL(softmax(teacher / T) || softmax(student / T))`.
 
-    Both are logits `[N, classes]`. The factor keeps the gradient's size whatever T is (section 2
+    Both are logits `[N, classes]`, or `[N, classes, ...]`, and then it is the mean over positions
+    too. The factor keeps the gradient's size whatever T is (section 2
     of the paper).
     """
     loss = functional.kl_div(
         functional.log_softmax(student / temperature, dim=1),
         functional.log_softmax(teacher / temperature, dim=1),
-        reduction="batchmean",
+        reduction="none",
         log_target=True,
     )
-    return loss * temperature**2
+    return loss.sum(1).mean() * temperature**2
 
 
 class Teacher:

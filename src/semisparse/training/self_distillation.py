@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from semisparse.errors import ConfigError, DataError, TrainingError
+from semisparse.region import within
 from semisparse.training.apply import Change
 from semisparse.training.calibrate import run
 from semisparse.training.distillation import distillation_loss
@@ -75,21 +76,25 @@ def self_distill(
     images: Tensor,
     recipe: Recipe,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    region: Sequence[str] = (),
 ) -> Distilled:
-    """Train a masked classifier, in place, to answer as it did without masks.
+    """Train a masked network, in place, to answer as it did without masks.
 
     The loss is the divergence of the softmax of the outputs, of random crops of the images and
     their mirror images, which the teacher sees too, so it does not matter whether such images
-    occur. Batch norm stays in evaluation mode: a step has too few images for statistics. One image
+    occur. With a region, outside of which the answers do not count, images are taken as they are,
+    since in others it would be elsewhere. Batch norm stays in evaluation mode: a step has too few images for statistics. One image
     in four is not learned from; if those say that nothing was gained, the weights stay as they
     were.
 
     Args:
-        model: `[N, C, H, W] -> [N, num_classes]`; left in evaluation mode.
+        model: `[N, C, H, W] -> [N, num_classes]` or `[N, num_classes, H', W']`; left in
+            evaluation mode.
         teacher: likewise, on the same device; such as a copy from before the masks.
         images: `[N, C, H, W]`, prepared as for the model.
         recipe: how long and how fast.
         progress: called with (steps done, steps in all).
+        region: that the model was masked with; empty for none.
 
     Raises:
         DataError: there are fewer images to learn from than a step takes.
@@ -104,12 +109,12 @@ def self_distill(
         )
     model.eval()
     reference = run(teacher.eval(), held_out)
-    before = Change.between(run(model, held_out), reference)
+    before = Change.between(run(model, held_out), reference, region)
     weights = {parameter: parameter.detach().clone() for parameter in model.parameters()}
     kept = False
     try:
-        _learn(model, teacher, learned, recipe, progress)
-        after = Change.between(run(model, held_out), reference)
+        _learn(model, teacher, learned, recipe, progress, region)
+        after = Change.between(run(model, held_out), reference, region)
         kept = after.divergence < before.divergence
     finally:
         if not kept:
@@ -125,13 +130,10 @@ def _learn(
     images: Tensor,
     recipe: Recipe,
     progress: Callable[[int, int], object],
+    region: Sequence[str],
 ) -> None:
-    augment = v2.Compose(
-        [
-            v2.RandomResizedCrop(images.shape[-2:], scale=(_LEAST_AREA, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
+    crops = v2.RandomResizedCrop(images.shape[-2:], scale=(_LEAST_AREA, 1.0), antialias=True)
+    augment = v2.Identity() if region else v2.Compose([crops, v2.RandomHorizontalFlip()])
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
     with torch.random.fork_rng([]):
@@ -147,7 +149,7 @@ def _learn(
                 group["lr"] = recipe.learning_rate * _share(step, recipe.steps)
             with torch.no_grad():
                 target = teacher(batch)
-            loss = distillation_loss(model(batch), target, 1.0)
+            loss = distillation_loss(within(region, model(batch)), within(region, target), 1.0)
             if not loss.isfinite():
                 raise TrainingError(
                     f"The divergence at step {step + 1} is {loss.item():g}; give a learning rate "

@@ -265,13 +265,16 @@ def names() -> list[str]:
 def masks(entries: Mapping[str, Any]) -> SparsityConfig | None:
     """What the entries of the flat form say of masks; `None` where `sparsity` is 0.
 
-    Raises `ConfigError` for values that do not fit, and for masks of no sparsity.
+    A region masks at sparsity 0 too. Raises `ConfigError` for values that do not fit, and for
+    masks of no sparsity.
     """
     chosen = {_MASKS[name]: value for name, value in entries.items() if name in _MASKS}
+    if chosen.get("region"):
+        chosen = {"sparsity": 0.0, **chosen}
     if "sparsity" not in chosen and chosen:
         name = next(name for name in entries if name in _MASKS)
         raise ConfigError(f"{name} is given, but no sparsity; give one, or 0 for a dense model.")
-    if chosen.get("sparsity", 0) in (0, None):
+    if chosen.get("sparsity", 0) in (0, None) and not chosen.get("region"):
         return None
     return SparsityConfig(**{"seed": entries.get("seed", 0), **chosen})
 
