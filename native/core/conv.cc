@@ -102,13 +102,8 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   } else if (source != nullptr) {
     positions_.emplace(source, height, width);
   }
-  const Finish finish = finish_of(desc, *epilogue_);
-  const Finish none{-kInfinity, kInfinity, nullptr};
-  const auto [lo, hi, activate] = means_ ? none : finish;
-  lo_ = lo;
-  hi_ = hi;
-  activate_ = activate;
-  means_finish_ = finish;
+  means_finish_ = finish_of(desc, *epilogue_);
+  finish_ = means_ ? kLinear : means_finish_;
 
   // Kernels load whole vectors of it, past the last channel of a panel.
   bias_ = make_buffer(outputs + kWidestPanel);
@@ -133,9 +128,12 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   if (positions_ && !positions_->blank.empty()) {
     blank_row_ = make_buffer(outputs);
     const epilogue::Pair row{0, 0};
-    spread({&row, 1, bias_.get(), 0, nullptr, blank_row_.get(), 0, outputs, lo_, hi_});
+    spread(
+        {&row, 1, bias_.get(), 0, nullptr, blank_row_.get(), 0, outputs, finish_.lo, finish_.hi});
   }
 }
+
+const Conv::Finish Conv::kLinear{-kInfinity, kInfinity, nullptr};
 
 Conv::Finish Conv::finish_of(const semisparse_conv_desc& desc, const epilogue::Kernel& kernel) {
   switch (desc.activation) {
@@ -154,7 +152,7 @@ Conv::Finish Conv::finish_of(const semisparse_conv_desc& desc, const epilogue::K
     case SEMISPARSE_SIGMOID:
       return {-kInfinity, kInfinity, kernel.sigmoid};
   }
-  return {-kInfinity, kInfinity, nullptr};
+  return kLinear;
 }
 
 void Conv::divide_channels(Isa isa) {

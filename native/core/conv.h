@@ -94,7 +94,14 @@ class Conv {
     size_t channel, channels;
   };
   struct Work;
+  // Of the linear parts: a clamp, and, where the activation is none, that too.
+  struct Finish {
+    float lo, hi;
+    epilogue::Activate activate;
+  };
+  static const Finish kLinear;  // lets everything through
 
+  static Finish finish_of(const semisparse_conv_desc& desc, const epilogue::Kernel& kernel);
   void divide_channels(Isa isa);
   void pack_panels(const float* weights) const;  // unless they have been
   void pack_depthwise(const float* weights, Isa isa);
@@ -117,28 +124,26 @@ class Conv {
   PanelGroup panel_group(size_t index) const;
   void igemm_group(const Work& work, size_t begin, size_t end, const PanelGroup& group) const;
   void dwconv_task(const Work& work, size_t task) const;
-  void finish_rows(const Work& work, Rows& rows, size_t begin, size_t end, const float* parked,
-                   size_t stride, size_t channel, size_t channels) const;
   void spread(const epilogue::Spread& spread) const;
   void blank_rows(const epilogue::Pair* blanks, size_t count, const float* residual, float* y,
                   size_t ldy, size_t channel, size_t channels) const;
-  template <typename F>
-  void each_image(size_t begin, size_t end, const F& f) const;
-  void copy_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
+  template <typename DestOf>
+  void fill(const epilogue::Pair* copies, size_t count, size_t begin, size_t end,
+            const DestOf& dest_of, const float* residual, float* y, size_t ldy,
+            size_t channels) const;
+  void fill_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
   void copy_rows(const epilogue::Pair* copies, size_t count, float* y, size_t ldy,
                  size_t channels) const;
   void blank_share(const Work& work, size_t share, size_t shares, size_t channel,
                    size_t channels) const;
   void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
                     size_t end) const;
-  void gather_spread(const Gather& gather, const GatherPlanes& planes, size_t first,
-                     const igemm::Tile& tile, const Panel& panel) const;
   dwconv::Strip gather_strip(const GatherPlanes& planes) const;
-  void gather_copies(const Gather& gather, const GatherPlanes& planes, size_t begin,
-                     size_t end) const;
+  void gather_fill(const Gather& gather, const GatherPlanes& planes, size_t begin,
+                   size_t end) const;
   void gather_blanks(const Gather& gather, const GatherPlanes& planes) const;
-  void activate_rows(const uint32_t* dests, size_t count, const GatherPlanes& planes) const;
-  void activate(float* y, size_t n) const;
+  void activate_rows(const Finish& finish, const uint32_t* dests, size_t count, float* y,
+                     size_t ldy, size_t n) const;
 
   semisparse_conv_desc desc_;
   std::optional<Positions> positions_;  // none: dense
@@ -157,15 +162,8 @@ class Conv {
   std::vector<std::unique_ptr<Winograd>> winograds_;  // what may be faster than the panels alone
   std::string kernel_name_;
   const epilogue::Kernel* epilogue_;
-  // Of the linear parts: a clamp, and, where the activation is none, that too.
-  struct Finish {
-    float lo, hi;
-    epilogue::Activate activate;
-  };
-  static Finish finish_of(const semisparse_conv_desc& desc, const epilogue::Kernel& kernel);
-  epilogue::Activate activate_ = nullptr;  // null where the activation is a clamp
-  float lo_, hi_;
-  Finish means_finish_;  // where there are means, and the above lets everything through
+  Finish finish_;
+  Finish means_finish_;  // where there are means, and the above is kLinear
 };
 
 }  // namespace semisparse

@@ -1,6 +1,5 @@
 // A convolution's positions by list.
 #include <algorithm>
-#include <limits>
 
 #include "core/conv.h"
 #include "core/division.h"
@@ -25,17 +24,17 @@ void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) co
   for (size_t from = 0; from < count; from += step) {
     const size_t to = std::min(count, from + step);
     gather_tiles(gather, planes, from, to);
-    gather_copies(gather, planes, from, to);
+    gather_fill(gather, planes, from, to);
   }
   gather_blanks(gather, planes);
 }
 
 void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
                         size_t end) const {
-  const bool spreads = planes.residual != nullptr && !gather.copies.empty();
-  const size_t most = tiles_per_call() * mr_;
-  const Buffer parked = make_buffer(spreads ? most * kWidestPanel : 0);
-  SmallArray<const float*, 64> rows(most);
+  const bool linear = planes.residual != nullptr && !gather.copies.empty();
+  const float* added = linear ? nullptr : planes.residual;
+  const Finish& finish = linear ? kLinear : finish_;
+  SmallArray<const float*, 64> rows(tiles_per_call() * mr_);
   const std::ptrdiff_t offset = 0;
   igemm::Tile tile{};
   tile.taps = 1;
@@ -43,10 +42,9 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
   tile.rows = rows.data();
   tile.offsets = &offset;
   tile.ldy = planes.ldy;
-  tile.lo = lo_;
-  tile.hi = hi_;
-  if (spreads) tile.park = parked.get();
-  tile.fetch_y = planes.fetch_y && !spreads;
+  tile.lo = finish.lo;
+  tile.hi = finish.hi;
+  tile.fetch_y = planes.fetch_y;
   const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t i = 0; i < calls.size(); ++i) {
     const size_t first = begin + calls.first_row(i);
@@ -59,30 +57,12 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
       tile.weights = weights_.get() + panel.weights;
       tile.init = bias_.get() + panel.first;
       tile.y = planes.y + panel.first;
-      tile.residual = planes.residual == nullptr ? nullptr : planes.residual + panel.first;
+      tile.residual = added == nullptr ? nullptr : added + panel.first;
       tile.n = panel.count;
       panel.kernel->run(tile);
-      if (spreads) gather_spread(gather, planes, first, tile, panel);
-    }
-    if (!spreads) activate_rows(tile.dests, tile.m, planes);
-  }
-}
-
-// The parked linear parts of a call to the places of its entries and of their copies, each with the
-// residual of its own place.
-void Conv::gather_spread(const Gather& gather, const GatherPlanes& planes, size_t first,
-                         const igemm::Tile& tile, const Panel& panel) const {
-  const size_t copies = gather.copy_begin[first + tile.m] - gather.copy_begin[first];
-  SmallArray<epilogue::Pair, 64> pairs(tile.m + copies);
-  epilogue::Pair* next = pairs.data();
-  for (uint32_t row = 0; row < tile.m; ++row) {
-    *next++ = {row, tile.dests[row]};
-    for (size_t i = gather.copy_begin[first + row]; i < gather.copy_begin[first + row + 1]; ++i) {
-      *next++ = {row, gather.copies[i].dest};
+      activate_rows(finish, tile.dests, tile.m, tile.y, tile.ldy, tile.n);
     }
   }
-  spread({pairs.data(), tile.m + copies, tile.park, panel.kernel->nr, planes.residual + panel.first,
-          planes.y + panel.first, planes.ldy, panel.count, lo_, hi_});
 }
 
 // What all strips have in common.
@@ -96,8 +76,8 @@ dwconv::Strip Conv::gather_strip(const GatherPlanes& planes) const {
   strip.bias = bias_.get();
   strip.y = planes.y;
   strip.ldy = planes.ldy;
-  strip.lo = lo_;
-  strip.hi = hi_;
+  strip.lo = finish_.lo;
+  strip.hi = finish_.hi;
   return strip;
 }
 
@@ -113,8 +93,8 @@ void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes,
     strip.dests = gather.dest.data() + from;
     for (size_t i = 0; i < strip.m; ++i) rows[i] = planes.x + gather.from[from + i] * planes.ldx;
     dwconv_->run(strip);
-    activate_rows(strip.dests, strip.m, planes);
-    gather_copies(gather, planes, from, from + strip.m);
+    activate_rows(finish_, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
+    gather_fill(gather, planes, from, from + strip.m);
   }
   gather_blanks(gather, planes);
 }
@@ -133,22 +113,8 @@ void Conv::gather_depthwise(const GatherByTap& gather, const GatherPlanes& plane
       rows[i] = taps[i] == GatherByTap::kOutside ? zeros_.get() : planes.x + taps[i] * planes.ldx;
     }
     dwconv_->run(strip);
-    activate_rows(strip.dests, strip.m, planes);
+    activate_rows(finish_, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
   }
-}
-
-void Conv::activate_rows(const uint32_t* dests, size_t count, const GatherPlanes& planes) const {
-  if (activate_ == nullptr) return;
-  for (size_t i = 0; i < count; ++i) activate(planes.y + dests[i] * planes.ldy, out_channels());
-}
-
-// The places that copy one of the entries [begin, end); with a residual those are already there.
-void Conv::gather_copies(const Gather& gather, const GatherPlanes& planes, size_t begin,
-                         size_t end) const {
-  if (planes.residual != nullptr) return;
-  const size_t first = gather.copy_begin[begin];
-  copy_rows(gather.copies.data() + first, gather.copy_begin[end] - first, planes.y, planes.ldy,
-            out_channels());
 }
 
 void Conv::gather_blanks(const Gather& gather, const GatherPlanes& planes) const {

@@ -16,68 +16,65 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // As epilogue::spread, then the activation where that is no clamp.
 void Conv::spread(const epilogue::Spread& spread) const {
   epilogue_->spread(spread);
-  for (size_t i = 0; i < spread.count && activate_ != nullptr; ++i) {
-    activate(spread.y + spread.entries[i].dest * spread.ldy, spread.n);
+  for (size_t i = 0; i < spread.count && finish_.activate != nullptr; ++i) {
+    finish_.activate(spread.y + spread.entries[i].dest * spread.ldy, spread.n, desc_.activation_a);
   }
 }
 
-// Calls f(image, from, to) for the rows [begin, end) of each image, as indices into its kept
-// positions.
-template <typename F>
-void Conv::each_image(size_t begin, size_t end, const F& f) const {
-  const size_t per_image = positions_->kept.size();
-  for (size_t image = begin / per_image; image * per_image < end; ++image) {
-    f(image, std::max(begin, image * per_image) - image * per_image,
-      std::min(end, (image + 1) * per_image) - image * per_image);
+void Conv::activate_rows(const Finish& finish, const uint32_t* dests, size_t count, float* y,
+                         size_t ldy, size_t n) const {
+  for (size_t i = 0; i < count && finish.activate != nullptr; ++i) {
+    finish.activate(y + dests[i] * ldy, n, desc_.activation_a);
   }
 }
 
-// Rows [begin, end), one tile's, after its last kernel. Where masked positions copy a linear part
-// that a residual of their own is added to, that part is in `parked`, `stride` floats a row, and
-// all places are finished here.
-void Conv::finish_rows(const Work& work, Rows& rows, size_t begin, size_t end, const float* parked,
-                       size_t stride, size_t channel, size_t channels) const {
-  const size_t count = end - begin;
-  if (work.spreads) {
-    const auto plane = static_cast<uint32_t>(positions_->height * positions_->width);
-    const auto& copy_begin = positions_->copy_begin;
-    size_t copies = 0;
-    each_image(begin, end, [&](size_t, size_t from, size_t to) {
-      copies += copy_begin[to] - copy_begin[from];
-    });
-    SmallArray<epilogue::Pair, 64> pairs(count + copies);
-    epilogue::Pair* next = pairs.data();
-    for (uint32_t i = 0; i < count; ++i) *next++ = {i, rows.dests()[i]};
-    uint32_t i = 0;
-    each_image(begin, end, [&](size_t image, size_t from, size_t to) {
-      const uint32_t first = static_cast<uint32_t>(image) * plane;
-      for (size_t row = from; row < to; ++row, ++i) {
-        for (size_t at = copy_begin[row]; at < copy_begin[row + 1]; ++at) {
-          *next++ = {i, first + positions_->copies[at].dest};
-        }
-      }
-    });
-    spread({pairs.data(), count + copies, parked, stride, work.residual + channel, work.y + channel,
-            out_channels(), channels, lo_, hi_});
-  } else if (activate_ != nullptr) {
-    for (size_t i = 0; i < count; ++i) {
-      activate(work.y + rows.dests()[i] * out_channels() + channel, channels);
-    }
-  }
+// Rows of y, those at dest_of(i) for i in [begin, end), to the `count` places that copy them.
+// Without a residual a masked position holds exactly what the one that it copies holds, so finished
+// rows are copied. With one the rows are linear parts, and every place adds a residual of its own;
+// last of all they become results themselves.
+template <typename DestOf>
+void Conv::fill(const epilogue::Pair* copies, size_t count, size_t begin, size_t end,
+                const DestOf& dest_of, const float* residual, float* y, size_t ldy,
+                size_t channels) const {
+  if (residual == nullptr) return copy_rows(copies, count, y, ldy, channels);
+  SmallArray<epilogue::Pair, 256> pairs(count + end - begin);
+  epilogue::Pair* next = std::copy_n(copies, count, pairs.data());
+  for (size_t i = begin; i < end; ++i) *next++ = {dest_of(i), dest_of(i)};
+  spread({pairs.data(), count + end - begin, y, ldy, residual, y, ldy, channels, finish_.lo,
+          finish_.hi});
 }
 
-// Without a residual a masked position holds exactly what the position that it copies holds, so
-// finished rows are copied. Doing this in the kernels, row by row, cost the layers with few
-// channels their whole gain: how many copies a row has cannot be predicted.
-void Conv::copy_rows(const Work& work, size_t begin, size_t end, size_t channel,
+// The masked positions that copy rows [begin, end). Doing this in the kernels, row by row, cost the
+// layers with few channels their whole gain: how many copies a row has cannot be predicted.
+void Conv::fill_rows(const Work& work, size_t begin, size_t end, size_t channel,
                      size_t channels) const {
-  if (!positions_ || positions_->copies.empty() || work.residual != nullptr) return;
+  if (!positions_ || positions_->copies.empty()) return;
   const auto plane = static_cast<size_t>(positions_->height * positions_->width);
-  each_image(begin, end, [&](size_t image, size_t from, size_t to) {
-    const size_t first = positions_->copy_begin[from];
-    copy_rows(positions_->copies.data() + first, positions_->copy_begin[to] - first,
-              work.y + image * plane * out_channels() + channel, out_channels(), channels);
-  });
+  const size_t per_image = positions_->kept.size();
+  const auto& copy_begin = positions_->copy_begin;
+  for (size_t row = begin; row < end;) {
+    const size_t image = row / per_image;
+    const size_t from = row - image * per_image;
+    const size_t to = std::min(end - image * per_image, per_image);
+    const size_t offset = image * plane * out_channels() + channel;
+    fill(
+        positions_->copies.data() + copy_begin[from], copy_begin[to] - copy_begin[from], from, to,
+        [&](size_t i) { return positions_->kept[i].position; },
+        work.residual == nullptr ? nullptr : work.residual + offset, work.y + offset,
+        out_channels(), channels);
+    row += to - from;
+  }
+}
+
+// The same of the entries [begin, end) of a list.
+void Conv::gather_fill(const Gather& gather, const GatherPlanes& planes, size_t begin,
+                       size_t end) const {
+  if (gather.copies.empty()) return;
+  const size_t first = gather.copy_begin[begin];
+  fill(
+      gather.copies.data() + first, gather.copy_begin[end] - first, begin, end,
+      [&](size_t i) { return gather.dest[i]; }, planes.residual, planes.y, planes.ldy,
+      out_channels());
 }
 
 // From finished rows of y to others.
@@ -112,7 +109,8 @@ void Conv::blank_rows(const epilogue::Pair* blanks, size_t count, const float* r
     epilogue_->spread({blanks, count, blank_row_.get() + channel, 0, nullptr, y, ldy, channels,
                        -kInfinity, kInfinity});
   } else {
-    spread({blanks, count, bias_.get() + channel, 0, residual, y, ldy, channels, lo_, hi_});
+    spread({blanks, count, bias_.get() + channel, 0, residual, y, ldy, channels, finish_.lo,
+            finish_.hi});
   }
 }
 
@@ -155,10 +153,6 @@ void Conv::complete_means(size_t images, const float* residual, float* y, const 
     epilogue_->mean({means, count, from, row, added, to, row, row, low, high});
     activate_rows(to, means, count);
   });
-}
-
-void Conv::activate(float* y, size_t n) const {
-  if (activate_ != nullptr) activate_(y, n, desc_.activation_a);
 }
 
 }  // namespace semisparse

@@ -1,7 +1,5 @@
 // The tasks of a run: rows of output positions through the kernels.
 #include <algorithm>
-#include <limits>
-#include <numeric>
 
 #include "core/conv_work.h"
 
@@ -20,7 +18,6 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   if (work.by_group) {
     const PanelGroup group = panel_group(task / work.row_tasks);
     igemm_group(work, begin, end, group);
-    copy_rows(work, begin, end, group.channel, group.channels);
     blank_share(work, slice, work.row_tasks, group.channel, group.channels);
     return;
   }
@@ -29,7 +26,7 @@ void Conv::igemm_task(const Work& work, size_t task) const {
   for (size_t from = begin; from < end; from += step) {
     const size_t to = std::min(end, from + step);
     igemm_tiles(work, from, to, 0, panels_.size());
-    copy_rows(work, from, to, 0, out_channels());
+    fill_rows(work, from, to, 0, out_channels());
   }
   blank_share(work, slice, work.row_tasks, 0, out_channels());
 }
@@ -46,8 +43,8 @@ igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) co
   tile.dests = rows.dests();
   tile.ldy = out_channels();
   tile.fetch_y = work.streams;
-  tile.lo = lo_;
-  tile.hi = hi_;
+  tile.lo = work.finish.lo;
+  tile.hi = work.finish.hi;
   return tile;
 }
 
@@ -56,29 +53,25 @@ void Conv::set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) co
   tile.weights = weights_.get() + panel.weights;
   tile.init = bias_.get() + panel.first;
   tile.y = work.y + panel.first;
-  tile.residual = work.residual == nullptr ? nullptr : work.residual + panel.first;
+  tile.residual = work.added == nullptr ? nullptr : work.added + panel.first;
   tile.n = panel.count;
 }
 
 void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                        size_t last_panel) const {
-  const size_t most = tiles_per_call() * mr_;
-  Rows rows(work.geometry, most);
-  const Buffer parked = make_buffer(work.spreads ? most * kWidestPanel : 0);
+  Rows rows(work.geometry, tiles_per_call() * mr_);
   const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t i = 0; i < calls.size(); ++i) {
     const size_t from = begin + calls.first_row(i);
     const size_t to = begin + calls.first_row(i + 1);
     igemm::Tile tile = tile_of(work, rows, from, to - from);
-    if (work.spreads) tile.park = parked.get();
     const NextInputs next(rows.pointers()[tile.m - 1] + in_channels(), tile.m, tile.channels, mr_);
     for (size_t j = first_panel; j < last_panel; ++j) {
       set_panel(tile, work, panels_[j]);
       tile.prefetch = next.first(j - first_panel);
       tile.prefetch_lines = work.fetches_x ? next.lines(j - first_panel) : 0;
       panels_[j].kernel->run(tile);
-      finish_rows(work, rows, from, to, parked.get(), panels_[j].kernel->nr, panels_[j].first,
-                  panels_[j].count);
+      activate_rows(work.finish, tile.dests, tile.m, tile.y, tile.ldy, tile.n);
     }
   }
 }
@@ -98,7 +91,7 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
       work.taps() == 1 ? std::min(work.block_depth, work.channels) : work.channels;
   const bool parks = taps_step < work.taps() || channels_step < work.channels;
   Buffer parked;
-  if (parks || work.spreads) parked = make_buffer((end - begin) * kWidestPanel);
+  if (parks) parked = make_buffer((end - begin) * kWidestPanel);
   const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t tap = 0; tap < work.taps(); tap += taps_step) {
     for (size_t channel = 0; channel < work.channels; channel += channels_step) {
@@ -132,15 +125,14 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
           const size_t next = std::min(j + group.end - group.begin, panels_.size() - 1);
           tile.prefetch = last ? weights_.get() + panels_[next].weights : tile.weights + block;
           tile.prefetch += calls.first_tile(i) * turns * tile.prefetch_lines * kLineFloats;
-          float* park =
-              parked == nullptr ? nullptr : parked.get() + parked_before + (from - begin) * nr;
+          float* park = parks ? parked.get() + parked_before + (from - begin) * nr : nullptr;
           if (!first) {
             tile.init = park;
             tile.init_stride = nr;
           }
-          tile.park = !last || work.spreads ? park : nullptr;
+          tile.park = last ? nullptr : park;
           panel.kernel->run(tile);
-          if (last) finish_rows(work, rows, from, to, park, nr, panel.first, panel.count);
+          if (last) activate_rows(work.finish, tile.dests, tile.m, tile.y, tile.ldy, tile.n);
           parked_before += (end - begin) * nr;
         }
       }
@@ -158,10 +150,6 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
   const size_t begin = work.first_row(task);
   const size_t end = work.first_row(task + 1);
   Rows rows(work.geometry, kStrip);
-  const Buffer parked = make_buffer(work.spreads ? kStrip * out_channels() : 0);
-  const auto infinity = std::numeric_limits<float>::infinity();
-  uint32_t parked_rows[kStrip];
-  std::iota(parked_rows, parked_rows + kStrip, 0u);
   dwconv::Strip strip;
   for (size_t from = begin; from < end; from += strip.m) {
     strip.m = std::min(kStrip, end - from);
@@ -178,16 +166,16 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
     strip.weights = weights_.get();
     strip.ldw = dw_stride_;
     strip.bias = bias_.get();
-    strip.dests = work.spreads ? parked_rows : rows.dests();
-    strip.y = work.spreads ? parked.get() : work.y;
-    strip.residual = work.spreads ? nullptr : work.residual;
+    strip.dests = rows.dests();
+    strip.y = work.y;
+    strip.residual = work.added;
     strip.ldy = out_channels();
-    strip.write_ahead = work.streams && !work.spreads ? kAhead : 0;
-    strip.lo = work.spreads ? -infinity : lo_;
-    strip.hi = work.spreads ? infinity : hi_;
+    strip.write_ahead = work.streams ? kAhead : 0;
+    strip.lo = work.finish.lo;
+    strip.hi = work.finish.hi;
     dwconv_->run(strip);
-    finish_rows(work, rows, from, from + strip.m, parked.get(), out_channels(), 0, out_channels());
-    copy_rows(work, from, from + strip.m, 0, out_channels());
+    activate_rows(work.finish, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
+    fill_rows(work, from, from + strip.m, 0, out_channels());
   }
   blank_share(work, task, work.tasks, 0, out_channels());
 }

@@ -13,11 +13,14 @@ struct Conv::Work {
   Geometry geometry;
   const float* residual;
   float* y;
+  // What the kernels add to the linear parts and make of them: nothing where masked positions copy
+  // those and add residuals of their own. Then fill_rows finishes all.
+  const float* added;
+  Finish finish;
   size_t channels;  // of a tap
   size_t images, rows;
   bool streams;        // the output does not stay in the cache, so its lines are fetched ahead
   bool fetches_x;      // nor does the input, which is read once from one end to the other
-  bool spreads;        // linear parts go to several places, each with a residual of its own
   bool by_group;       // a task is the rows of one group of panels; else all panels of its rows
   size_t block_depth;  // of a group, what stays in the cache over all rows
   size_t tiles;        // of the rows

@@ -29,7 +29,7 @@ template <typename Entry>
 struct Rows {
   const Entry* entries;
   size_t count;
-  const float* linear;  // may be y, where nothing that is read is a dest
+  const float* linear;  // may be y, where no entry reads the dest of one before it
   size_t ldl;
   const float* residual;  // or null
   float* y;

@@ -54,18 +54,22 @@ void spread_rows(const Spread s) {
     const float* from = s.linear + s.entries[i].source * s.ldl;
     float* to = s.y + s.entries[i].dest * s.ldy;
     const float* added = kAdds ? s.residual + s.entries[i].dest * s.ldy : nullptr;
-    size_t j = 0;
-    for (; j + kLanes <= s.n; j += kLanes) {
-      Vec::T value = Vec::load(from + j);
-      if (kAdds) value = Vec::add(value, Vec::load(added + j));
-      Vec::store(to + j, Vec::clamp(value, lo, hi));
+    const auto whole = [&](size_t j) {
+      const Vec::T value = Vec::load(from + j);
+      return Vec::clamp(kAdds ? Vec::add(value, Vec::load(added + j)) : value, lo, hi);
+    };
+    if (s.n < kLanes) {
+      Vec::T value = Vec::load_first(from, s.n);
+      if (kAdds) value = Vec::add(value, Vec::load_first(added, s.n));
+      Vec::store_first(to, Vec::clamp(value, lo, hi), s.n);
+      continue;
     }
-    if (j < s.n) {
-      const size_t last = s.n - j;
-      Vec::T value = Vec::load_first(from + j, last);
-      if (kAdds) value = Vec::add(value, Vec::load_first(added + j, last));
-      Vec::store_first(to + j, Vec::clamp(value, lo, hi), last);
-    }
+    // Overlaps the vector before it, and is loaded before that is stored: a row may be its own
+    // source. A masked store would keep the loads of the row behind it waiting: the projection of
+    // 56x56 to 24 channels took 4 to 6% longer (EPYC, Zen 4, AVX-512).
+    const Vec::T last = whole(s.n - kLanes);
+    for (size_t j = 0; j + kLanes < s.n; j += kLanes) Vec::store(to + j, whole(j));
+    Vec::store(to + s.n - kLanes, last);
   }
 }
 

@@ -46,15 +46,15 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kUlp = 0x1p-23;
 constexpr double kLeast = 0x1p-149;  // below it lies only zero
 
-// entry_of(dest) draws an entry that reads rows below 10; linear_of(rows, entry, j) is its linear
-// part.
+// entry_of(dest, row) draws an entry that reads rows that row() draws; linear_of(rows, entry, j) is
+// its linear part.
 template <typename Entry, typename EntryOf, typename LinearOf>
 void check_rows(const std::string& name, void (*kernel)(const epilogue::Rows<Entry>&),
                 uint64_t seed, Random& random, const EntryOf& entry_of, const LinearOf& linear_of) {
   const size_t n = random.size(1, 80);
   const size_t count = random.size(0, 30);
-  const bool in_place = random.chance(0.3);  // a copy of rows of y, the first ten
-  const bool add = !in_place && random.chance(0.5);
+  const bool in_place = random.chance(0.3);  // of rows of y: the first ten, or their own
+  const bool add = random.chance(0.5);
   epilogue::Rows<Entry> rows{};
   rows.n = n;
   rows.count = count;
@@ -66,10 +66,13 @@ void check_rows(const std::string& name, void (*kernel)(const epilogue::Rows<Ent
                   (add ? " residual" : "") + (in_place ? " in place" : "") +
                   " seed=" + std::to_string(seed);
 
-  // Sources below 10, destinations from 10 on, each once and in no order.
+  // Other sources below 10, destinations from 10 on, each once and in no order.
   std::vector<Entry> entries;
   for (const uint32_t dest : test::destinations(count + 1, random)) {
-    entries.push_back(entry_of(10 + dest));
+    entries.push_back(entry_of(10 + dest, [&] {
+      const bool own = in_place && random.chance(0.4);
+      return own ? 10 + dest : static_cast<uint32_t>(random.size(0, 9));
+    }));
   }
   entries.resize(count);
   rows.entries = entries.data();
@@ -100,7 +103,7 @@ void check_spread(const Listed& kernel, uint64_t seed) {
   Random random(seed);
   check_rows<epilogue::Pair>(
       std::string(kernel.name) + " spread", kernel.spread, seed, random,
-      [&](uint32_t dest) { return epilogue::Pair{static_cast<uint32_t>(random.size(0, 9)), dest}; },
+      [](uint32_t dest, const auto& row) { return epilogue::Pair{row(), dest}; },
       [](const epilogue::Spread& rows, const epilogue::Pair& pair, size_t j) {
         return static_cast<double>(rows.linear[pair.source * rows.ldl + j]);
       });
@@ -108,11 +111,10 @@ void check_spread(const Listed& kernel, uint64_t seed) {
 
 void check_mean(const Listed& kernel, uint64_t seed) {
   Random random(seed);
-  const auto row = [&] { return static_cast<uint32_t>(random.size(0, 9)); };
   check_rows<epilogue::Mean>(
       std::string(kernel.name) + " mean", kernel.mean, seed, random,
       // Sums of eighths with weights of eighths are exact.
-      [&](uint32_t dest) {
+      [&](uint32_t dest, const auto& row) {
         return epilogue::Mean{row(), row(), dest, static_cast<float>(random.between(0, 8)) / 8};
       },
       [](const epilogue::MeanRows& rows, const epilogue::Mean& mean, size_t j) {
