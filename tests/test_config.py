@@ -12,7 +12,7 @@ from semisparse.errors import ConfigError
 
 rules = st.dictionaries(st.text(min_size=1, max_size=8), st.floats(0, 0.99), max_size=4)
 blocks = st.integers(1, 64) | st.just("auto")
-configs = st.floats(0.01, 0.99).flatmap(
+configs = (st.just(0.0) | st.floats(0.01, 0.99)).flatmap(
     lambda sparsity: st.builds(
         SparsityConfig,
         sparsity=st.just(sparsity),
@@ -27,7 +27,7 @@ configs = st.floats(0.01, 0.99).flatmap(
         per_layer_block=st.dictionaries(st.text(min_size=1), blocks, max_size=3),
         masks=st.sampled_from(["blue-noise", "random"]),
         alternate=st.booleans(),
-        region=st.sampled_from([(), ("#",), ["##.", ".#."]]),
+        region=st.sampled_from([("#",), ["##.", ".#."], *([()] if sparsity else [])]),
         initial=st.floats(0, sparsity),
         begin=st.floats(0, 0.5),
         end=st.floats(0.5, 1),
@@ -61,6 +61,14 @@ def test_forms_of_version_1_mean_what_they_meant() -> None:
     )
     assert SparsityConfig.from_dict({"version": 1, "sparsity": 0.2, "end": 0.5}).end == 0.5
     assert SparsityConfig.from_dict({"version": 2, "sparsity": 0.2}) == SparsityConfig(0.2)
+
+
+def test_a_region_masks_at_sparsity_0() -> None:
+    assert SparsityConfig.from_dict({"version": 2, "region": ["#."]}) == SparsityConfig(
+        0, region=["#."]
+    )
+    with pytest.raises(ConfigError, match="no entry 'sparsity'"):
+        SparsityConfig.from_dict({"version": 2, "region": []})
 
 
 def test_the_method_of_the_paper() -> None:
@@ -133,6 +141,7 @@ def test_is_frozen() -> None:
         ({"sparsity": 0.2, "region": ["#x"]}, "region has the row '#x'"),
         ({"sparsity": 0.2, "region": [""]}, "region has the row ''"),
         ({"sparsity": 0.2, "region": [1]}, "region has the row 1"),
+        ({"sparsity": 0.2, "region": [None]}, "put rows in quotes"),
         ({"sparsity": 0.2, "region": ["..", ".."]}, "region has no '#'"),
         ({"sparsity": 0.2, "initial": 0.3}, "initial is 0.3"),
         ({"sparsity": 0.2, "initial": -0.1}, "initial is -0.1"),

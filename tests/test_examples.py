@@ -24,6 +24,7 @@ def test_every_example_is_run_here():
         "own_loop.py",
         "accelerate_loop.py",
         "lightning_callback.py",
+        "fixed_camera.py",
         "resnet18_flowers102.sh",
     }
 
@@ -42,6 +43,22 @@ def test_a_loop_of_ones_own_learns_and_exports(name, tmp_path, monkeypatch, caps
     (logits,) = session.run(None, {"input": images.numpy()})
     accuracy = (logits.argmax(1) == space["load_digits"]().target).mean()
     assert accuracy > 0.8
+
+
+def test_a_fixed_camera_needs_the_belt_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["fixed_camera", "--steps", "40", "--out", f"{tmp_path}/b.onnx"]
+    )
+    space = runpy.run_path(str(EXAMPLES / "fixed_camera.py"), run_name="__main__")
+    assert "of the belt's pixels keep their class" in capsys.readouterr().out
+    images, _ = space["scenes"](8, seed=2)
+    found = []
+    for name in ("b.onnx", "b.whole.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / name)
+        found.append(session.run(None, {"input": images.numpy()})[0])
+    belt = space["belt"]()[::2, ::2].numpy()
+    assert (np.equal(*(logits.argmax(1) for logits in found))[:, belt]).mean() > 0.98
+    assert not np.allclose(*found, atol=1e-2)
 
 
 def test_the_run_of_the_paper_takes_options_above_its_own(tmp_path):

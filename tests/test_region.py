@@ -18,17 +18,25 @@ from torch import Tensor, nn
 
 import semisparse
 from semisparse.bench.models import prepare
+from semisparse.cli.compare import _words
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError
 from semisparse.importance import measure
+from semisparse.layers import masked_layers
 from semisparse.masks import can_mask, mask_from_score, source_map, take_turn
 from semisparse.region import on_plane, rows_of
 from semisparse.sparsifier import Sparsifier
-from semisparse.training import run, saved
+from semisparse.training import run, saved, settings
 from semisparse.training.apply import Change, apply
-from semisparse.training.config_file import read_region
+from semisparse.training.callback import SparsityCallback
+from semisparse.training.config_file import read, read_masks, read_region
+from semisparse.training.data import load
+from semisparse.training.data.images import ImageSet
 from semisparse.training.self_distillation import Recipe, self_distill
 from semisparse.training.settings import TrainSettings
+
+# After semisparse.training, which makes torchvision importable.
+import lightning.pytorch as lightning  # isort: skip
 
 sides = st.integers(1, 24)
 regions = hnp.arrays(bool, st.tuples(sides, sides)).filter(np.any)
@@ -168,8 +176,26 @@ def test_all_layers_but_skipped_ones_are_masked_outside_from_the_first_step() ->
         assert not bool((sparsifier.masks["body"] & ~inside).any())
     assert seen[:5] == 5 * [int(inside.sum())]
     assert seen[9] < seen[7] < seen[4]
-    sparsifier.freeze()
-    assert int(sparsifier.masks["body"].sum()) == round(int(inside.sum()) / 2)
+
+
+def test_no_draw_is_judged_before_masks_depend_on_it() -> None:
+    _, sparsifier = masked(sparsity=0.5, begin=0.5, end=0.9)
+    for step in range(10):
+        sparsifier.step()
+        if step == 7:
+            drawn = sparsifier.masks["body"]
+        sparsifier.observe(1.0 - 0.5 * (step < 5) - 0.2 * (step == 7))
+    assert sparsifier.frozen
+    assert not bool((sparsifier.masks["body"] & ~drawn).any())
+
+
+def test_the_region_comes_with_the_sparsifier_and_goes_with_it() -> None:
+    model, sparsifier = masked(sparsity=0, block=2)
+    inside = on_plane(ROAD, 8, 16)
+    tiles = nn.functional.max_pool2d(inside[None].float(), 2)[0].repeat_interleave(2, 0)
+    assert torch.equal(sparsifier.masks["body"], tiles.repeat_interleave(2, 1) > 0)
+    sparsifier.detach()
+    assert not masked_layers(model)
 
 
 def test_a_state_of_another_region_is_refused() -> None:
@@ -181,13 +207,12 @@ def test_a_state_of_another_region_is_refused() -> None:
 
 
 @pytest.mark.parametrize("fill", ["nearest", "bias", "mean"])
-def test_the_exported_model_computes_the_region_and_no_more(tmp_path: Path, fill: str) -> None:
+def test_the_exported_model_computes_the_region(tmp_path: Path, fill: str) -> None:
     model, sparsifier = masked(sparsity=0, fill=fill)
     sparsifier.freeze()
     x = torch.randn(2, 1, 16, 32)
     with torch.no_grad():
         expected = model(x)
-        dense = nn.Sequential()
         sparsifier.detach()
         dense = model(x)
     inside = on_plane(ROAD, 8, 16)
@@ -243,10 +268,83 @@ def test_a_picture_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-30])
     with pytest.raises(ConfigError, match="cannot be read"):
         read_region(tmp_path / "cut.png")
+    deep = Image.fromarray(np.full((4, 4), 1000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match="not of 8 bits"):
+        read_region(tmp_path / "deep.png")
     with pytest.raises(ConfigError, match="no white pixel"):
         read_region(picture(tmp_path / "black.png", np.zeros((4, 4), np.uint8)))
     with pytest.raises(MaskError, match="no pixel inside"):
         rows_of(torch.zeros(4, 4, dtype=torch.bool))
+
+
+def test_a_file_of_settings_names_a_picture_beside_it(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 5), np.uint8)
+    pixels[1, 2:] = 255
+    picture(tmp_path / "road.png", pixels)
+    expected = (".....", "..###", ".....")
+    (tmp_path / "run.yaml").write_text("sparsity: 0\nregion: road.png\n")
+    assert read(tmp_path / "run.yaml")["region"] == expected
+    (tmp_path / "nested.yaml").write_text("sparsity:\n  region: road.png\n")
+    assert tuple(read(tmp_path / "nested.yaml")["region"]) == expected
+    (tmp_path / "masks.yaml").write_text("region: ['.##', '###']\n")
+    assert settings.masks(read_masks(tmp_path / "masks.yaml")) == SparsityConfig(
+        0, region=[".##", "###"]
+    )
+    (tmp_path / "masks.yaml").write_text("region:\n  - ###\n")
+    with pytest.raises(ConfigError, match=r"masks\.yaml: .*quotes"):
+        read_masks(tmp_path / "masks.yaml")
+
+
+def test_images_stay_in_their_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("empty", "full"):
+        (tmp_path / kind).mkdir()
+        for index in range(10):
+            pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+            picture(tmp_path / kind / f"{index}.png", pixels)
+    data = load(f"imagefolder:{tmp_path}", image_size=16, in_place=True)
+    plain = ImageSet(data.train.source, data.val.prepare, data.val.finish)
+    for index in range(len(data.train)):
+        assert torch.equal(data.train[index][0], plain[index][0])
+
+
+def test_the_callback_measures_importance_within_the_region(tmp_path: Path) -> None:
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Segmenter()
+            self.example_input_array = torch.zeros(1, 1, 16, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            return self(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 1, 16, 32)
+    config = SparsityConfig(0.2, importance=1, region=["#......."])
+    callback = SparsityCallback(config, target="model", images=lambda: images)
+    module = Module()
+    expected = measure(copy.deepcopy(module.model), images, region=config.region)
+    lightning.Trainer(
+        max_steps=1,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    ).fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), 4))
+    assert callback.sparsifier is not None
+    found = callback.sparsifier.importance
+    assert found is not None
+    for plane, values in expected.items():
+        assert torch.allclose(found[plane], values)
 
 
 def test_the_commands_take_a_picture(invoke, refused, tmp_path: Path) -> None:
@@ -266,12 +364,14 @@ def test_the_commands_take_a_picture(invoke, refused, tmp_path: Path) -> None:
     assert TrainSettings.from_flat(settings.to_flat()) == settings
     assert run.train(settings, out, resume=True).sparsities == figures["sparsities"]
 
+    assert _words(settings.sparsity) == "0 in region nearest, not on shortcut"
+
     dense = tmp_path / "dense"
     invoke("train", *trained[:8], "--out", dense)
     masked = tmp_path / "masked.onnx"
-    chosen = ["--model", dense, "--region", road, "--only", "block-last", "--sparsity", 0.5]
-    chosen += ["--images", 40, "--draws", 1, "--out", masked, "--json"]
-    sparsities = json.loads(invoke("apply", *chosen).stdout)["sparsities"]
+    options = ["--model", dense, "--region", road, "--only", "block-last", "--sparsity", 0.5]
+    options += ["--images", 40, "--draws", 1, "--out", masked, "--json"]
+    sparsities = json.loads(invoke("apply", *options).stdout)["sparsities"]
     assert sparsities["stem.0"] == pytest.approx(1 - 144 / 256)
     assert sparsities["layer1.0.conv2"] == pytest.approx(1 - 72 / 256)
     (written,) = (p.value for p in onnx.load(masked).metadata_props if p.key == "semisparse.config")
@@ -294,6 +394,8 @@ def test_the_benchmark_times_the_region_beside_the_dense_model(tmp_path: Path) -
         "semisparse 0.5 in region nearest",
     ]
     assert 0.4 < region.work.flops / dense.work.flops < 0.7
+    with pytest.raises(ConfigError, match="models by name only"):
+        prepare(str(region.path), tmp_path, sparsities=[0], fills=["nearest"], region=ROAD)
     assert half.work.flops / region.work.flops == pytest.approx(0.5, abs=0.03)
 
 

@@ -35,7 +35,8 @@ class SparsityConfig:
             from 0 where there is a ``region``, within which it counts.
         skip: rules for layers to leave dense, whatever ``only`` and ``per_layer`` say.
         only: rules for the layers to mask, beside those of ``per_layer``; empty for all.
-        per_layer: rule to a final sparsity in [0, 1) of its own; 0 leaves the layer dense.
+        per_layer: rule to a final sparsity in [0, 1) of its own; 0 leaves the layer dense, or what
+            is inside of a ``region``.
         fill: what masked positions hold: ``"bias"`` (the paper's), ``"nearest"``, the linear
             part of the nearest computed position, or ``"mean"``, the mean of those of the two
             nearest, weighted by inverse distance. Nearest is the default because it keeps far
@@ -73,8 +74,8 @@ class SparsityConfig:
             that stays where it is: a picture of it in rows of ``"#"``, inside, and ``"."``,
             outside, of any size, over the whole input (see :func:`semisparse.region.rows_of`).
             Every layer that is not skipped, whatever ``only`` says, is masked from the first step
-            on at all positions that do not overlap it, and ``sparsity`` is the fraction of the
-            others. Empty for none.
+            on at all positions that do not overlap it, but for those of blocks that do, and
+            ``sparsity`` is the fraction of the others. Empty for none.
         initial: sparsity before ``begin``, in [0, sparsity].
         begin, end: where the schedule starts and ends, as fractions of the training steps. At
             the end the masks freeze; with 1 they do so only on ``Sparsifier.freeze()``. Both 0,
@@ -234,6 +235,8 @@ class SparsityConfig:
                 raise ConfigError(
                     f"unknown configuration entry {name!r}{_suggestion(str(name), known)}"
                 )
+        if entries.get("region"):
+            entries = {"sparsity": 0.0, **entries}
         if "sparsity" not in entries:
             raise ConfigError("the configuration has no entry 'sparsity'; add one in (0, 1).")
         return cls(**entries)
@@ -301,10 +304,15 @@ def _choice(where: str, value: object, choices: tuple[str, ...]) -> str:
 def _region(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ConfigError(
-            f"region must be a list of rows such as ['.##.', '####'], got {value!r:.80}."
+            f"region must be a list of rows such as ['.##.', '####'], got {value!r:.80}; "
+            "semisparse.region.rows_of makes them of a tensor."
         )
     rows = tuple(value)
     for row in rows:
+        if row is None:
+            raise ConfigError(
+                "region has an empty row; put rows in quotes, as # begins a comment in YAML."
+            )
         if not isinstance(row, str) or not row or set(row) - {"#", "."}:
             raise ConfigError(
                 f"region has the row {row!r:.80}, but rows consist of '#', inside, and '.', outside."

@@ -48,7 +48,10 @@ def on_plane(rows: tuple[str, ...], height: int, width: int) -> Tensor:
         height: of the plane.
         width: of the plane.
     """
-    return _pooled(torch.tensor([[cell == "#" for cell in row] for row in rows]), height, width)
+    # Kept for callers in any mode, and an inference tensor would be of no use to autograd.
+    with torch.inference_mode(False):
+        cells = torch.tensor([[cell == "#" for cell in row] for row in rows])
+        return _pooled(cells, height, width)
 
 
 def within(rows: Sequence[str], outputs: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class Sparsifier:
 
     Per training step: :meth:`step`, then forward, backward and optimizer, then :meth:`observe`.
     From the schedule's end on, by default the first step, or from :meth:`freeze`, the best draw is
-    fixed at the final sparsity.
+    fixed at the final sparsity. Outside of the configuration's region, if it has one, layers are
+    masked at once.
 
     The model runs once on the example input, in eval mode and without gradients, to learn the
     sizes of its planes; its parameters, buffers, training flags and the random state stay as they
@@ -130,6 +131,8 @@ class Sparsifier:
         self._frozen = False
         self._generator = torch.Generator().manual_seed(config.seed)
         self._selection = Selection(config.selection)
+        if config.region:
+            self._mask_outside()
 
     @property
     def importance(self) -> Importance | None:
@@ -180,7 +183,7 @@ class Sparsifier:
             self.freeze()
         elif index % config.frequency == 0:
             self._sparsity = self._sparsity_at(progress, config.sparsity)
-            if self._sparsity > 0 or config.region:
+            if any(self._sparsity_at(progress, rule.sparsity) for rule in self._rules.values()):
                 draw = self._draw()
                 self._selection.draw(draw)
                 self._mask_by(draw, progress)
@@ -271,7 +274,7 @@ class Sparsifier:
             theirs[key], ours[key] = state[key], expected[key]
         # Compared as JSON because the order of a mapping's rules matters.
         differences = [
-            f"{key} is {theirs[key]!r} there and {ours[key]!r} here"
+            f"{key} is {theirs[key]!r:.80} there and {ours[key]!r:.80} here"
             for key in ours
             if json.dumps(theirs[key]) != json.dumps(ours[key])
         ]
@@ -315,6 +318,13 @@ class Sparsifier:
             )
         weights = self.importance.get((height, width), torch.ones_like(score))
         return weigh(score, weights, self.config.importance)
+
+    def _mask_outside(self) -> None:
+        for name, layer in self._layers.items():
+            rule, (height, width) = self._rules[name], layer.mask.shape
+            score = torch.zeros(height, width, dtype=torch.float64)
+            inside = _inside(self.config, rule, height, width)
+            layer.set_mask(mask_from_score(score, 0, rule.block, inside))
 
     def _mask_by(self, draw: Tensor, progress: float) -> None:
         # Layers of one size and one rule have one mask, and most models have few sizes.

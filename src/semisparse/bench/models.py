@@ -148,6 +148,8 @@ def prepare(
         MissingExtraError: a model by name needs an extra that is not installed.
         ModelError: the name is unknown, or the model cannot be masked so.
     """
+    if name.endswith(".onnx") and region:
+        raise ConfigError(f"{name} has its own masks; give a region with models by name only.")
     if name.endswith(".onnx"):
         return _from_file(Path(name), cache, progress)
     if image_size < 1:

@@ -86,7 +86,7 @@ def apply(
     \b
     Examples:
       semisparse apply --model runs/dense --sparsity 0.1 --out masked.onnx
-      semisparse apply --model nets.py:segmenter --weights lane.pt --region lane.png \\
+      semisparse apply --model nets:segmenter --weights lane.pt --region lane.png \\
           --calibrate imagefolder:frames --distill-steps 100
       semisparse apply --model torchvision/resnet18 --weights DEFAULT \\
           --sparsity 0.1 --calibrate imagefolder:photos --draws 8

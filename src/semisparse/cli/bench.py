@@ -77,7 +77,7 @@ def bench(
         Path | None,
         typer.Option(
             help="Picture of the part of the images that matters, in white: nothing is computed "
-            "outside of it, and the sparsities count within."
+            "outside of it, and the sparsities count within. Of models by name."
         ),
     ] = None,
     threads: Annotated[

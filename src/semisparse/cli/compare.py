@@ -161,9 +161,13 @@ def _run(name: str, folder: Path, options: TrainSettings, accuracy: float) -> Ru
 def _words(masks: SparsityConfig | None) -> str:
     if masks is None:
         return ""
-    words = [f"{masks.sparsity:g} {masks.fill}"]
+    words = [f"{masks.sparsity:g}{' in region' if masks.region else ''} {masks.fill}"]
     if masks.block != 1:
         words.append(f"block {masks.block}")
+    if masks.only:
+        words.append(f"on {' '.join(masks.only)}")
+    if masks.alternate:
+        words.append("in turns")
     if masks.skip:
         words.append(f"not on {' '.join(masks.skip)}")
     return ", ".join(words)

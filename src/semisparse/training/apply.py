@@ -92,7 +92,7 @@ def apply(
         config: what to mask; its schedule and selection are of training and have no part in this.
             Where it has an importance, that is measured on the images; where it has a region, the
             outputs of planes are compared within it.
-        draws: how many to try, from 1.
+        draws: how many to try, from 1; a region without sparsity has one only.
         batch_size: images that run at once, about.
 
     Raises:
@@ -124,6 +124,8 @@ def apply(
     statistics = _statistics(model)
     adjusted, recalibrated = statistics, 0
     tried: list[Change] = []
+    if not config.sparsity and not any(config.per_layer.values()):
+        draws = 1  # a region alone leaves nothing to chance
     for seed in range(config.seed, config.seed + draws):
         sparsifier = _mask(model, images, dataclasses.replace(config, seed=seed), importance)
         recalibrated = recalibrate(model, images, batch_size, seen)

@@ -14,6 +14,7 @@ from typing_extensions import override
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ModelError, TrainingError
 from semisparse.importance import measure
+from semisparse.layers import masking_disabled
 from semisparse.sparsifier import Sparsifier
 
 
@@ -84,7 +85,10 @@ class SparsityCallback(Callback):
                 f"{self.config.importance:g} on; pass images, a function that returns some hundreds "
                 "of the training split."
             )
-        found = measure(pl_module.get_submodule(self.target), self.images(), self.config.fill)
+        model = pl_module.get_submodule(self.target)
+        # A region is masked by now.
+        with masking_disabled(model):
+            found = measure(model, self.images(), self.config.fill, region=self.config.region)
         self._attached.importance = trainer.strategy.broadcast(found)
 
     @override

@@ -22,6 +22,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Names are those of the command line, with dashes or underscores. `sparsity` may also be a
     mapping with the entries of a `SparsityConfig`, so the `config.json` of a run is such a file.
+    A `region` is its rows or the path of a picture, beside the file.
 
     Raises `ConfigError` when the file cannot be read or has other entries.
     """
@@ -34,7 +35,7 @@ def read(path: Path) -> dict[str, Any]:
         )
     try:
         settings.check_names(values, settings.names())
-        return settings.flatten(values)
+        return settings.flatten(_with_rows(values, path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -42,9 +43,19 @@ def read(path: Path) -> dict[str, Any]:
 def read_masks(path: Path) -> dict[str, Any]:
     """The same of a file that holds a `SparsityConfig` only."""
     try:
-        return settings.flatten({"sparsity": _mapping(path)})
+        return settings.flatten(_with_rows({"sparsity": _mapping(path)}, path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _with_rows(values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """The entries with the rows of a region in place of its picture."""
+    entries = dict(values)
+    if isinstance(entries.get("sparsity"), Mapping):
+        entries["sparsity"] = _with_rows(entries["sparsity"], path)
+    if isinstance(entries.get("region"), str):
+        entries["region"] = read_region(path.parent / entries["region"])
+    return entries
 
 
 def read_region(path: Path) -> tuple[str, ...]:
@@ -56,6 +67,9 @@ def read_region(path: Path) -> tuple[str, ...]:
     """
     try:
         with Image.open(path) as picture:
+            # Wider pixels would be clipped to 8 bits.
+            if picture.mode[0] in "IF":
+                raise ValueError(f"its pixels are of mode {picture.mode}, not of 8 bits")
             grey, opacity = picture.convert("LA").split()
     except FileNotFoundError as error:
         raise ConfigError(f"There is no file {path}; give a picture of the region.") from error

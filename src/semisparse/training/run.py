@@ -196,6 +196,8 @@ def _train(
             start.normalisation if start else models.normalisation(options.model, options.weights)
         ),
         max_unreadable=options.max_unreadable,
+        # In a crop or mirror image the region would be elsewhere.
+        in_place=bool(options.sparsity and options.sparsity.region),
     )
     model = _create(options, data, start)
     teacher = (

@@ -19,7 +19,7 @@ from semisparse.training.data.splits import load
 class ImageData(LightningDataModule):
     """Images `[N, channels, image_size, image_size]`, normalised, and their class indices.
 
-    `name`, `root`, `image_size`, `download` and `normalisation` as `splits.load`. Up to the
+    `name`, `root`, `image_size`, `download`, `normalisation` and `in_place` as `splits.load`. Up to the
     fraction `max_unreadable` of a split's images are left out if they cannot be read.
 
     What is drawn for training is a function of `seed` and epoch, whatever `workers` is, and can go
@@ -40,10 +40,16 @@ class ImageData(LightningDataModule):
         download: bool = False,
         normalisation: Normalisation | None = None,
         max_unreadable: float = 0.01,
+        in_place: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
-        self.splits = load(name, root, image_size, download=download, normalisation=normalisation)
+        self.splits = load(
+            *(name, root, image_size),
+            download=download,
+            normalisation=normalisation,
+            in_place=in_place,
+        )
         self.image_size = self.splits.image_size
         self.batch_size = batch_size
         self.workers = workers

@@ -37,6 +37,7 @@ def load(
     *,
     download: bool = False,
     normalisation: Normalisation | None = None,
+    in_place: bool = False,
 ) -> Splits:
     """The splits of a data set.
 
@@ -46,7 +47,8 @@ def load(
     `root` is where the data set lies or a relative PATH begins, by default the folder `data` and
     the working directory; a set that is not there is fetched if `download` is true. `image_size`
     is 224 by default, for data sets of small images 32. `normalisation` is the data set's own by
-    default; another is used where it has as many channels.
+    default; another is used where it has as many channels. `in_place` prepares the images of
+    training as those of evaluation, so that everything stays where it is.
 
     Raises `DataError` when the data is unknown, absent, empty or unreadable.
     """
@@ -57,7 +59,7 @@ def load(
     normalisation = _normalisation(source, normalisation)
     finish = transforms.finish(size, *normalisation)
     return Splits(
-        train=ImageSet(train, augmented, finish),
+        train=ImageSet(train, plain if in_place else augmented, finish),
         val=ImageSet(val, plain, finish),
         test=ImageSet(test, plain, finish),
         classes=source.classes,
