@@ -194,6 +194,8 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         ("torchvision/inception_v3", "DEFAULT", HALF),
         ("timm/resnet18.a1_in1k", "DEFAULT", IMAGENET),
         ("timm/inception_v3.tf_in1k", "DEFAULT", HALF),
+        ("timm/inception_v4", "DEFAULT", HALF),  # published at no address of its own
+        ("timm/inception_v4", "mine.pt", None),
         ("timm/resnet18", "mine.safetensors", None),
         ("semisparse/resnet8", "mine.pt", None),
         ("package.module:factory", "mine.pt", None),

@@ -108,7 +108,7 @@ def normalisation(
         entry = entries[file].transforms()
     elif name.startswith("timm/"):
         entry = _timm_config(name)
-        if entry is None or file not in ("DEFAULT", Path(entry.url).name):
+        if entry is None or file not in ("DEFAULT", Path(entry.url or "").name):
             return None
     else:
         return None
