@@ -6,8 +6,8 @@ Scenes are 64x64 pixels with three to six garments of Fashion-MNIST, of 14 to 28
 cloudy background; the class of every pixel is asked for. With `--scenes road` the camera is fixed:
 garments lie on a road, the same in every scene, smaller where it is further away, and only its
 pixels count. A smaller input is scaled down, and the network's answers up again, outside of what
-is timed. Finished pieces are files in the folder, so the command can be stopped and repeated. Ends with
-results.json and results.md.
+is timed. Finished pieces are files in the folder, so the command can be stopped and repeated. Ends
+with results.json and results.md.
 """
 
 from __future__ import annotations

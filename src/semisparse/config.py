@@ -315,7 +315,8 @@ def _region(value: object) -> tuple[str, ...]:
             )
         if not isinstance(row, str) or not row or set(row) - {"#", "."}:
             raise ConfigError(
-                f"region has the row {row!r:.80}, but rows consist of '#', inside, and '.', outside."
+                f"region has the row {row!r:.80}, but rows consist of '#', inside, and '.', "
+                "outside."
             )
         if len(row) != len(rows[0]):
             raise ConfigError(

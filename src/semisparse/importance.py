@@ -165,7 +165,7 @@ def _shares(outputs: Tensor, region: tuple[str, ...]) -> Tensor:
 
 
 def _towards(shares: Tensor, generator: torch.Generator) -> Tensor:
-    """Random vectors ``[N, classes, ...]`` of covariance ``diag(p) - p p^T`` for the shares ``p``."""
+    """Random vectors ``[N, classes, ...]`` of covariance ``diag(p) - p p^T`` for shares ``p``."""
     signs = torch.randint(2, shares.shape, generator=generator).to(shares) * 2 - 1
     roots = shares.sqrt() * signs
     return roots - shares * roots.sum(1, keepdim=True)

@@ -26,8 +26,8 @@ _TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What a layer ends up with: its final sparsity, within the region if there is one, fill and block, its
-    turn where residual blocks take turns, and whether it is masked outside of the region.
+    """What a layer ends up with: its final sparsity, within the region if there is one, fill and
+    block, its turn where residual blocks take turns, and whether it is masked outside of the region.
     """
 
     sparsity: float

@@ -274,7 +274,7 @@ class Sparsifier:
             theirs[key], ours[key] = state[key], expected[key]
         # Compared as JSON because the order of a mapping's rules matters.
         differences = [
-            f"{key} is {theirs[key]!r:.80} there and {ours[key]!r:.80} here"
+            f"{key} is {theirs[key]!r:.300} there and {ours[key]!r:.300} here"
             for key in ours
             if json.dumps(theirs[key]) != json.dumps(ours[key])
         ]

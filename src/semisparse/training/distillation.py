@@ -18,8 +18,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """Mean over the batch of `T^2 KL(softmax(teacher / T) || softmax(student / T))`.
 
     Both are logits `[N, classes]`, or `[N, classes, ...]`, and then it is the mean over positions
-    too. The factor keeps the gradient's size whatever T is (section 2
-    of the paper).
+    too. The factor keeps the gradient's size whatever T is (section 2 of the paper).
     """
     loss = functional.kl_div(
         functional.log_softmax(student / temperature, dim=1),

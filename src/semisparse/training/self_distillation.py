@@ -83,9 +83,9 @@ def self_distill(
     The loss is the divergence of the softmax of the outputs, of random crops of the images and
     their mirror images, which the teacher sees too, so it does not matter whether such images
     occur. With a region, outside of which the answers do not count, images are taken as they are,
-    since in others it would be elsewhere. Batch norm stays in evaluation mode: a step has too few images for statistics. One image
-    in four is not learned from; if those say that nothing was gained, the weights stay as they
-    were.
+    since in others it would be elsewhere. Batch norm stays in evaluation mode: a step has too few
+    images for statistics. One image in four is not learned from; if those say that nothing was
+    gained, the weights stay as they were.
 
     Args:
         model: `[N, C, H, W] -> [N, num_classes]` or `[N, num_classes, H', W']`; left in

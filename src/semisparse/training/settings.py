@@ -242,7 +242,7 @@ class TrainSettings:
             free |= {"devices", "num_nodes"}
         lacking = object()
         return [
-            f"{name}: {value!s:.80}, not {theirs.get(name, 'set')!s:.80}"
+            f"{name}: {value!s:.300}, not {theirs.get(name, 'set')!s:.300}"
             for name, value in mine.items()
             if name not in free and value != theirs.get(name, lacking)
         ]
