@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 # Before lightning, which imports torchvision.
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ModelError
+from semisparse.importance import measure
 from semisparse.layers import masked_layers
 from semisparse.training.callback import SparsityCallback
 
@@ -122,6 +125,21 @@ def test_a_checkpoint_carries_the_masks_on(tmp_path):
 class Stop(lightning.Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         trainer.should_stop = True
+
+
+def test_importance_is_measured_within_the_region_and_without_masks():
+    images = torch.randn(8, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+    config = SparsityConfig(0.2, importance=1, region=["#......."])
+    module = Plain()
+    expected = measure(copy.deepcopy(module), images, region=config.region)
+    callback = SparsityCallback(config, torch.zeros(1, 3, 10, 12), images=lambda: images)
+    fit(module, callback, max_epochs=1)
+    assert callback.sparsifier is not None
+    found = callback.sparsifier.importance
+    assert found is not None
+    assert found.keys() == expected.keys()
+    for plane, values in expected.items():
+        assert torch.allclose(found[plane], values)
 
 
 def test_what_it_needs_is_asked_for():

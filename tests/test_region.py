@@ -28,15 +28,11 @@ from semisparse.region import on_plane, rows_of
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import run, saved, settings
 from semisparse.training.apply import Change, apply
-from semisparse.training.callback import SparsityCallback
 from semisparse.training.config_file import read, read_masks, read_region
 from semisparse.training.data import load
 from semisparse.training.data.images import ImageSet
 from semisparse.training.self_distillation import Recipe, self_distill
 from semisparse.training.settings import TrainSettings
-
-# After semisparse.training, which makes torchvision importable.
-import lightning.pytorch as lightning  # isort: skip
 
 sides = st.integers(1, 24)
 regions = hnp.arrays(bool, st.tuples(sides, sides)).filter(np.any)
@@ -307,44 +303,6 @@ def test_images_stay_in_their_place(tmp_path: Path) -> None:
     plain = ImageSet(data.train.source, data.val.prepare, data.val.finish)
     for index in range(len(data.train)):
         assert torch.equal(data.train[index][0], plain[index][0])
-
-
-def test_the_callback_measures_importance_within_the_region(tmp_path: Path) -> None:
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = Segmenter()
-            self.example_input_array = torch.zeros(1, 1, 16, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.model(x)
-
-        def training_step(self, batch: list[Tensor]) -> Tensor:
-            return self(batch[0]).square().mean()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.0)
-
-    torch.manual_seed(0)
-    images = torch.randn(8, 1, 16, 32)
-    config = SparsityConfig(0.2, importance=1, region=["#......."])
-    callback = SparsityCallback(config, target="model", images=lambda: images)
-    module = Module()
-    expected = measure(copy.deepcopy(module.model), images, region=config.region)
-    lightning.Trainer(
-        max_steps=1,
-        callbacks=[callback],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    ).fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), 4))
-    assert callback.sparsifier is not None
-    found = callback.sparsifier.importance
-    assert found is not None
-    for plane, values in expected.items():
-        assert torch.allclose(found[plane], values)
 
 
 def test_the_commands_take_a_picture(invoke, refused, tmp_path: Path) -> None:

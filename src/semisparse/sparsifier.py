@@ -132,7 +132,7 @@ class Sparsifier:
         self._generator = torch.Generator().manual_seed(config.seed)
         self._selection = Selection(config.selection)
         if config.region:
-            self._mask_outside()
+            self._mask_by(None)
 
     @property
     def importance(self) -> Importance | None:
@@ -319,21 +319,17 @@ class Sparsifier:
         weights = self.importance.get((height, width), torch.ones_like(score))
         return weigh(score, weights, self.config.importance)
 
-    def _mask_outside(self) -> None:
-        for name, layer in self._layers.items():
-            rule, (height, width) = self._rules[name], layer.mask.shape
-            score = torch.zeros(height, width, dtype=torch.float64)
-            inside = _inside(self.config, rule, height, width)
-            layer.set_mask(mask_from_score(score, 0, rule.block, inside))
-
-    def _mask_by(self, draw: Tensor, progress: float) -> None:
+    def _mask_by(self, draw: Tensor | None, progress: float = 0.0) -> None:
+        """Mask all layers; without a draw only what is outside of the region."""
         # Layers of one size and one rule have one mask, and most models have few sizes.
         made: dict[tuple[torch.Size, LayerRule], tuple[Tensor, tuple[Tensor, ...]]] = {}
         for name, layer in self._layers.items():
             rule, size = self._rules[name], layer.mask.shape
             if (size, rule) not in made:
-                score = self._score(draw, size, rule)
-                sparsity = self._sparsity_at(progress, rule.sparsity)
+                score, sparsity = torch.zeros(size, dtype=torch.float64), 0.0
+                if draw is not None:
+                    score = self._score(draw, size, rule)
+                    sparsity = self._sparsity_at(progress, rule.sparsity)
                 inside = _inside(self.config, rule, *size)
                 mask = mask_from_score(score, sparsity, rule.block, inside)
                 made[size, rule] = mask, sources_of(mask, rule.fill)
