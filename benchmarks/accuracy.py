@@ -15,14 +15,12 @@ import json
 import math
 import os
 import statistics
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import latency
 import torch
 from descent import descend
 from folder import keep_settings
@@ -31,14 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semisparse.bench.machine import describe
-from semisparse.bench.peers.onnxruntime import runner, session_options
-from semisparse.bench.timing import interleave
 from semisparse.bench.work import read, work_of
 from semisparse.config import SparsityConfig
-from semisparse.export import export_onnx
 from semisparse.files import writing
 from semisparse.importance import measure
-from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
 from semisparse.training.apply import Change, apply
 from semisparse.training.calibrate import recalibrate, statistics_of
@@ -412,38 +406,23 @@ def _latencies(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """
     folder = options.out / "models"
     folder.mkdir(exist_ok=True)
-    calls: dict[str, Callable[[], object]] = {}
+    networks = {}
     for name in options.methods:
-        path, stock = folder / f"{name}.onnx", folder / f"{name}, stock.onnx"
+        path, size = folder / f"{name}.onnx", METHODS[name].size
         if not path.exists():
-            _export(options.model, METHODS[name], path, stock)
-        size = METHODS[name].size
-        image = torch.zeros(1, 1, size, size).numpy()
-        calls[name] = runner(InferenceSession(path, sess_options=session_options(1)), image)
-        if stock.exists():
-            session = onnxruntime.InferenceSession(stock, session_options(1))
-            calls[f"{name}, stock"] = runner(session, image)
-    # One thread computes, so its own time is the latency on a free core, whatever else runs on the
-    # machine; short samples, of which the least counts, for what caches lose to others.
-    timing = interleave(
-        calls,
-        options.rounds,
-        min_seconds=0.002,
-        clock=time.thread_time,
-        settle=lambda: True,
-    )
-    least = {name: 1e3 * min(taken) for name, taken in timing.samples.items()}
+            _export(options.model, METHODS[name], path)
+        networks[name] = path, torch.zeros(1, 1, size, size)
     return {
         name: {
-            "operations": work_of(read(folder / f"{name}.onnx")).flops,
-            "ours": least[name],
-            "stock": least.get(f"{name}, stock"),
+            "operations": work_of(read(networks[name][0])).flops,
+            "ours": 1e3 * found.ours,
+            "stock": None if found.stock is None else 1e3 * found.stock,
         }
-        for name in options.methods
+        for name, found in latency.measure(networks, options.rounds).items()
     }
 
 
-def _export(architecture: str, method: Method, path: Path, stock: Path) -> None:
+def _export(architecture: str, method: Method, path: Path) -> None:
     torch.manual_seed(0)
     model = _create(architecture, method.width).eval()
     example = torch.randn(1, 1, method.size, method.size)
@@ -452,13 +431,7 @@ def _export(architecture: str, method: Method, path: Path, stock: Path) -> None:
     sparsifier = _masked(model, example, method, 0, 1)
     if sparsifier is not None:
         sparsifier.freeze()
-    else:
-        with warnings.catch_warnings(), writing(stock) as draft:
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model, (example,), draft, dynamo=True, verbose=False, external_data=False
-            )
-    export_onnx(model, example, path)
+    latency.export(model, example, path)
 
 
 def _report(options: argparse.Namespace) -> None:

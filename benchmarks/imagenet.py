@@ -14,30 +14,23 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import random
 import statistics
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import latency
 import torch
 from folder import keep_settings
 from PIL import Image
 from torch import Tensor, nn
 
 from semisparse.bench.machine import describe
-from semisparse.bench.peers.onnxruntime import runner, session_options
-from semisparse.bench.timing import interleave
 from semisparse.config import SparsityConfig
-from semisparse.export import export_onnx
 from semisparse.files import writing
-from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import models
 from semisparse.training.apply import Change
@@ -269,54 +262,34 @@ def _latencies(
         if kept["rounds"] >= options.rounds and kept["ms"].keys() >= methods.keys():
             return kept["ms"]
         path.unlink()
-    calls = _calls(
+    networks = _networks(
         options.out / "models", model, methods, replace(photographs, paths=photographs.paths[:1])
     )
 
     def measured() -> dict[str, Any]:
-        timing = interleave(
-            calls, options.rounds, min_seconds=0.01, clock=time.thread_time, settle=lambda: True
-        )
-        least = {name: 1e3 * min(taken) for name, taken in timing.samples.items()}
-        faster = {name: min(least[name], least.get(_stock(name), math.inf)) for name in methods}
-        return {"rounds": options.rounds, "ms": faster, "engines": least}
+        found = latency.measure(networks, options.rounds, min_seconds=0.01)
+        return {
+            "rounds": options.rounds,
+            "ms": {name: 1e3 * taken.least for name, taken in found.items()},
+            "engines": {name: taken._asdict() for name, taken in found.items()},
+        }
 
     return _once(options, "latencies", measured)["ms"]
 
 
-def _stock(name: str) -> str:
-    return f"{name}, stock"
-
-
-def _calls(
+def _networks(
     folder: Path, model: nn.Module, methods: dict[str, Method], photograph: Photographs
-) -> dict[str, Callable[[], object]]:
-    """What runs each method's network on an image once, in our runtime and in stock ONNX Runtime.
-
-    Only networks without masks run in the latter.
-    """
+) -> dict[str, tuple[Path, Tensor]]:
+    """Each method's exported network, and an image for it."""
     folder.mkdir(exist_ok=True)
-    calls: dict[str, Callable[[], object]] = {}
+    networks = {}
     for name, method in methods.items():
-        path, stock = folder / f"{name}.onnx", folder / f"{_stock(name)}.onnx"
-        example = photograph.at(method.size).contiguous()
+        path, example = folder / f"{name}.onnx", photograph.at(method.size).contiguous()
         if not path.exists():
             with _masked(model, example, method.masks, 0):
-                if method.masks is None:
-                    _export_stock(model, example, stock)
-                export_onnx(model, example, path)
-        image = example.numpy()
-        calls[name] = runner(InferenceSession(path, sess_options=session_options(1)), image)
-        if stock.exists():
-            session = onnxruntime.InferenceSession(stock, session_options(1))
-            calls[_stock(name)] = runner(session, image)
-    return calls
-
-
-def _export_stock(model: nn.Module, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings(), writing(path) as draft:
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (example,), draft, dynamo=True, verbose=False, external_data=False)
+                latency.export(model, example, path)
+        networks[name] = path, example
+    return networks
 
 
 def _report(

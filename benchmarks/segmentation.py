@@ -15,16 +15,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import statistics
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import latency
 import torch
 from descent import descend
 from folder import keep_settings
@@ -32,13 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semisparse.bench.machine import describe
-from semisparse.bench.peers.onnxruntime import runner, session_options
-from semisparse.bench.timing import interleave
 from semisparse.config import SparsityConfig
-from semisparse.export import export_onnx
 from semisparse.files import writing
 from semisparse.region import rows_of
-from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
 from semisparse.training.calibrate import recalibrate, statistics_of
 from semisparse.training.data import load
@@ -416,42 +409,23 @@ def _latencies(options: argparse.Namespace) -> dict[str, float]:
     """
     folder = options.out / "models"
     folder.mkdir(exist_ok=True)
-    calls: dict[str, Callable[[], object]] = {}
+    networks = {}
     for name in dict.fromkeys([*options.methods, "dense"]):
-        method = METHODS[name]
-        path, stock = folder / f"{name}.onnx", folder / f"{name}, stock.onnx"
+        method, path = METHODS[name], folder / f"{name}.onnx"
         example = _prepared(torch.zeros(1, 1, SIZE, SIZE), method).contiguous()
         if not path.exists():
-            _export(method.masks, example, path, stock)
-        calls[name] = runner(
-            InferenceSession(path, sess_options=session_options(1)), example.numpy()
-        )
-        if stock.exists():
-            session = onnxruntime.InferenceSession(stock, session_options(1))
-            calls[f"{name}, stock"] = runner(session, example.numpy())
-    timing = interleave(
-        calls, options.rounds, min_seconds=0.002, clock=time.thread_time, settle=lambda: True
-    )
-    least = {name: 1e6 * min(taken) for name, taken in timing.samples.items()}
-    return {
-        name: min(least[name], least.get(f"{name}, stock", math.inf))
-        for name in least
-        if name in METHODS
-    }
+            _export(method.masks, example, path)
+        networks[name] = path, example
+    found = latency.measure(networks, options.rounds)
+    return {name: 1e6 * found[name].least for name in networks}
 
 
-def _export(config: SparsityConfig | None, example: Tensor, path: Path, stock: Path) -> None:
+def _export(config: SparsityConfig | None, example: Tensor, path: Path) -> None:
     torch.manual_seed(0)
     model = Segmenter().eval()
     if config is not None:
         Sparsifier(model, example, config, 1).freeze()
-    else:
-        with warnings.catch_warnings(), writing(stock) as draft:
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model, (example,), draft, dynamo=True, verbose=False, external_data=False
-            )
-    export_onnx(model, example, path)
+    latency.export(model, example, path)
 
 
 def _table(rows: list[dict[str, Any]], dense: float | None) -> str:
