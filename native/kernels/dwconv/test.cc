@@ -1,6 +1,9 @@
 // Every depthwise kernel against the reference, on random strips.
 #include <limits>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/dwconv/dwconv.h"
 #include "kernels/dwconv/reference.h"
@@ -29,11 +32,49 @@ const Listed kKernels[] = {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// Positions of a plane, mostly beside one another, and a filter's taps in rows and columns from
+// each; in pointers of their own for every tap, some may read somewhere else, as beyond an edge.
+struct Grid {
+  Grid(Guarded<float>& input, const dwconv::Strip& strip, size_t pixel, Random& random) {
+    const size_t columns = strip.columns;
+    const size_t step = pixel * random.size(1, 2);
+    const size_t row = step * columns + random.size(0, 3 * pixel);
+    for (size_t t = 0; t < strip.taps; ++t) {
+      offsets.push_back(static_cast<std::ptrdiff_t>(t / columns * row + t % columns * step));
+    }
+    const size_t last = input.size() - strip.channels - static_cast<size_t>(offsets.back());
+    size_t place = random.size(0, last);
+    for (size_t i = 0; i < strip.m; ++i) {
+      pointers.push_back(input.data() + place);
+      place += step;
+      if (place > last || random.chance(0.1)) place = random.size(0, last);
+    }
+    if (random.chance(0.5)) return;
+    std::vector<const float*> taps;
+    const double astray = random.chance(0.5) ? 0 : 0.01;
+    for (const float* pointer : pointers) {
+      for (const std::ptrdiff_t offset : offsets) {
+        taps.push_back(random.chance(astray) ? input.data() : pointer + offset);
+      }
+    }
+    pointers = std::move(taps);
+    offsets.clear();
+  }
+
+  std::vector<const float*> pointers;
+  std::vector<std::ptrdiff_t> offsets;
+};
+
 void check_strip(const Listed& kernel, uint64_t seed) {
   Random random(seed);
   dwconv::Strip strip{};
-  strip.m = random.size(1, 20);
+  const bool grid = random.chance(0.5);
+  strip.m = random.size(1, random.chance(0.05) ? 600 : 20);
   strip.taps = random.chance(0.5) ? 9 : random.size(1, 26);
+  if (grid) {
+    strip.columns = random.chance(0.8) ? 3 + 2 * random.size(0, 2) : random.size(1, 8);
+    strip.taps = strip.columns * (random.chance(0.6) ? strip.columns : random.size(1, 8));
+  }
   strip.channels = random.size(1, random.chance(0.3) ? 150 : 20);
   strip.ldw = (strip.channels + 15) / 16 * 16;  // whole vectors of any instruction set
   strip.ldy = strip.channels + (random.chance(0.5) ? 0 : random.size(1, 9));
@@ -42,11 +83,23 @@ void check_strip(const Listed& kernel, uint64_t seed) {
                   " channels=" + std::to_string(strip.channels) + " seed=" + std::to_string(seed);
 
   const bool finite = random.chance(0.7);
-  Guarded<float> input(strip.channels + random.size(0, 200), random);
+  const size_t pixel = grid ? strip.channels + random.size(0, 5) : 1;
+  const size_t spare = grid
+                           ? 10 * (2 * strip.columns + 3) * pixel * (1 + strip.taps / strip.columns)
+                           : random.size(0, 200);
+  Guarded<float> input(strip.channels + spare, random);
   test::fill(input, random, finite);
-  const test::Rows rows(input, strip.m, strip.taps, strip.channels, random);
-  strip.rows = rows.pointers.data();
-  strip.offsets = rows.offsets();
+  std::optional<Grid> in_grid;
+  std::optional<test::Rows> anywhere;
+  if (grid) {
+    const Grid& rows = in_grid.emplace(input, strip, pixel, random);
+    strip.rows = rows.pointers.data();
+    strip.offsets = rows.offsets.empty() ? nullptr : rows.offsets.data();
+  } else {
+    const test::Rows& rows = anywhere.emplace(input, strip.m, strip.taps, strip.channels, random);
+    strip.rows = rows.pointers.data();
+    strip.offsets = rows.offsets();
+  }
 
   Guarded<float> weights(strip.taps * strip.ldw, random);
   test::fill(weights, random, true);

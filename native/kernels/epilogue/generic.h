@@ -6,23 +6,24 @@
 namespace semisparse::epilogue {
 namespace {
 
-// 1 / (1 + e^-x) to within 2 ulp. e^-x = 2^n * e^r with n = round(-x / ln 2) and |r| <= ln(2) / 2,
-// where the Taylor polynomial of degree 7 is exact to float precision; ln 2 is subtracted in two
-// parts (Cody and Waite) so that r keeps its last bits. The clamp keeps 2^n a normal number: beyond
-// +-87 the sigmoid is 0 or 1 to float precision anyway. What is cut off is added again, so that
-// e^inf is infinite, sigmoid(-inf) is 0, and silu(-inf) is the NaN that torch gives.
+// 1 / (1 + e^-x) to within 2 ulp. e^-x = 2^n * e^-t with n = round(-x / ln 2) and
+// |t| <= ln(2) / 2, where the polynomial of degree 6, of least relative error with the constant 1,
+// is exact to float precision; ln 2 is added in two parts (Cody and Waite) so that t keeps its last
+// bits. n is rounded by adding 1.5 * 2^23, and 127 more, so that the sum's last bits are the
+// exponent of 2^n. The clamp keeps that between 1 and 255, the latter being infinity: beyond, the
+// sigmoid is 0 or 1 to float precision, and silu(-inf) is the NaN that torch gives.
 Vec::T sigmoid_of(Vec::T x) {
-  const Vec::T minus = Vec::sub(Vec::set1(0), x);
-  const Vec::T z = Vec::clamp(minus, Vec::set1(-87), Vec::set1(87));
-  const Vec::T beyond =
-      Vec::clamp(Vec::sub(minus, Vec::set1(87)), Vec::set1(0), Vec::set1(__builtin_inff()));
-  const Vec::T n = Vec::round(Vec::mul(z, Vec::set1(1.44269504f)));
-  Vec::T r = Vec::fma(n, Vec::set1(-0.693359375f), z);
-  r = Vec::fma(n, Vec::set1(2.12194440e-4f), r);
-  Vec::T e = Vec::set1(1.0f / 5040);
-  constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  for (const float k : kTaylor) e = Vec::fma(e, r, Vec::set1(k));
-  e = Vec::fma(beyond, Vec::set1(0x1p120f), Vec::ldexp(e, n));
+  const Vec::T z = Vec::clamp(x, Vec::set1(-89), Vec::set1(87));
+  const Vec::T magic = Vec::set1(0x1.8000FEp23f);
+  const Vec::T biased = Vec::fma(z, Vec::set1(-1.44269504f), magic);
+  const Vec::T n = Vec::sub(biased, magic);
+  Vec::T t = Vec::fma(n, Vec::set1(0.693359375f), z);
+  t = Vec::fma(n, Vec::set1(-2.12194440e-4f), t);
+  Vec::T e = Vec::set1(0x1.6ae6e6p-10f);
+  constexpr float kRest[] = {-0x1.12679ep-7f, 0x1.555822p-5f, -0x1.55541ap-3f,
+                             0x1.fffffcp-2f,  -1.0f,          1.0f};
+  for (const float k : kRest) e = Vec::fma(e, t, Vec::set1(k));
+  e = Vec::mul(e, Vec::power_of_two(biased));
   return Vec::div(Vec::set1(1), Vec::add(Vec::set1(1), e));
 }
 

@@ -10,6 +10,7 @@ namespace {
 struct Vec {
   using T = __m256;
   static constexpr size_t kLanes = 8;
+  static constexpr size_t kRegisters = 16;
   static constexpr bool kFmaByLane = false;
   static T load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, T v) { _mm256_storeu_ps(p, v); }
@@ -39,12 +40,9 @@ struct Vec {
   static T select_negative(T v, T negative, T otherwise) {
     return _mm256_blendv_ps(otherwise, negative, _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
   }
-  static T round(T v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // v * 2^e for integral e in [-126, 127].
-  static T ldexp(T v, T e) {
-    const __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(e), 23);
-    return _mm256_mul_ps(v,
-                         _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23))));
+  // 2^(k - 127), where k in [1, 255] is what the lowest nine bits say; infinity for 255.
+  static T power_of_two(T v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23));
   }
 };
 

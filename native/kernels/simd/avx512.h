@@ -17,6 +17,7 @@ namespace {
 struct Vec {
   using T = __m512;
   static constexpr size_t kLanes = 16;
+  static constexpr size_t kRegisters = 32;
   static constexpr bool kFmaByLane = false;
   static T load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, T v) { _mm512_storeu_ps(p, v); }
@@ -39,14 +40,9 @@ struct Vec {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ),
                               negative);
   }
-  static T round(T v) {
-    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  // v * 2^e for integral e in [-126, 127].
-  static T ldexp(T v, T e) {
-    const __m512i bits = _mm512_slli_epi32(_mm512_cvtps_epi32(e), 23);
-    return _mm512_mul_ps(v,
-                         _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23))));
+  // 2^(k - 127), where k in [1, 255] is what the lowest nine bits say; infinity for 255.
+  static T power_of_two(T v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23));
   }
 };
 

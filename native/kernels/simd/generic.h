@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 namespace {
 
@@ -12,6 +14,7 @@ struct Vec {
     float f[4];
   };
   static constexpr size_t kLanes = 4;
+  static constexpr size_t kRegisters = 16;
   static constexpr bool kFmaByLane = false;
   template <typename F>
   static T map(F f) {
@@ -57,12 +60,16 @@ struct Vec {
   static T select_negative(T v, T negative, T otherwise) {
     return map([&](int i) { return v.f[i] < 0 ? negative.f[i] : otherwise.f[i]; });
   }
-  static T round(T v) {
-    return map([&](int i) { return std::nearbyint(v.f[i]); });
-  }
-  // v * 2^e for integral e in [-126, 127].
-  static T ldexp(T v, T e) {
-    return map([&](int i) { return std::ldexp(v.f[i], static_cast<int>(e.f[i])); });
+  // 2^(k - 127), where k in [1, 255] is what the lowest nine bits say; infinity for 255.
+  static T power_of_two(T v) {
+    return map([&](int i) {
+      uint32_t bits;
+      std::memcpy(&bits, &v.f[i], sizeof(bits));
+      bits <<= 23;
+      float power;
+      std::memcpy(&power, &bits, sizeof(power));
+      return power;
+    });
   }
 };
 

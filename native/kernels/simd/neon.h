@@ -10,6 +10,7 @@ namespace {
 struct Vec {
   using T = float32x4_t;
   static constexpr size_t kLanes = 4;
+  static constexpr size_t kRegisters = 32;
   static constexpr bool kFmaByLane = true;
   static T load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, T v) { vst1q_f32(p, v); }
@@ -46,11 +47,9 @@ struct Vec {
   static T select_negative(T v, T negative, T otherwise) {
     return vbslq_f32(vcltzq_f32(v), negative, otherwise);
   }
-  static T round(T v) { return vrndnq_f32(v); }
-  // v * 2^e for integral e in [-126, 127].
-  static T ldexp(T v, T e) {
-    const int32x4_t bits = vshlq_n_s32(vcvtq_s32_f32(e), 23);
-    return vmulq_f32(v, vreinterpretq_f32_s32(vaddq_s32(bits, vdupq_n_s32(127 << 23))));
+  // 2^(k - 127), where k in [1, 255] is what the lowest nine bits say; infinity for 255.
+  static T power_of_two(T v) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(v), 23));
   }
 };
 
