@@ -29,6 +29,11 @@ def after(first, second):
     return lambda m, x: second(m, first(m, x))
 
 
+def hard_gate(m, y):
+    """A gate of each channel by its layer `b`."""
+    return F.hardsigmoid(m.b(y.mean((2, 3), keepdim=True)))
+
+
 class Net(nn.Module):
     """Layers by name and a forward given as a function of them and the inputs."""
 
@@ -165,6 +170,40 @@ KINDS = {
         {"a": conv(), "b": conv(kernel=1)},
         {"GlobalAveragePool": 1, "ConvSigmoid": 1, "Mul": 1, "Transpose": 1},
     ),
+    "gate before a pointwise convolution": (
+        after(lambda m, x: m.a(x), lambda m, y: m.c(y * hard_gate(m, y)) + y),
+        {"a": conv(), "b": conv(kernel=1), "c": conv(kernel=1)},
+        {"ConvHardSigmoid": 1, "ConvGatedFillNearestAdd": 1, "Mul": 0, "Transpose": 1},
+    ),
+    "gate before a pointwise convolution in the middle of others": (
+        after(lambda m, x: m.a(x), lambda m, y: m.e(m.d(m.c(hard_gate(m, y) * y).relu()).relu())),
+        {"a": conv(), "b": conv(kernel=1), "c": conv(kernel=1), "d": conv(groups=4)}
+        | {"e": conv(kernel=1)},
+        {"ConvGatedFillNearestRelu": 1, "Mul": 0, "DepthwiseProjectFillNearestRelu": 1},
+    ),
+    "gate before a 3x3 convolution": (
+        after(lambda m, x: m.a(x), lambda m, y: m.c(y * hard_gate(m, y))),
+        {"a": conv(), "b": conv(kernel=1), "c": conv()},
+        {"Mul": 1, "ConvFillNearest": 2, "Transpose": 1},
+    ),
+    "gate before two convolutions": (
+        after(
+            lambda m, x: m.a(x),
+            after(lambda m, y: y * hard_gate(m, y), lambda m, z: m.c(z) + m.c(z)),
+        ),
+        {"a": conv(), "b": conv(kernel=1), "c": conv(kernel=1)},
+        {"Mul": 1},
+    ),
+    "gate of positions": (
+        after(lambda m, x: m.a(x), lambda m, y: m.c(y * m.b(y).sigmoid())),
+        {"a": conv(), "b": conv(4, 1, kernel=1), "c": conv(kernel=1)},
+        {"Mul": 1},
+    ),
+    "average without the plane's axes": (
+        after(lambda m, x: m.a(x), lambda m, y: m.l(y.relu().mean((2, 3)))),
+        {"a": conv(), "l": nn.Linear(4, 3)},
+        {"GlobalAveragePool": 1, "ReduceMean": 0, "Transpose": 0},
+    ),
     "gate through linear": (
         after(lambda m, x: m.a(x), lambda m, y: y * m.l(y.mean((2, 3)))[:, :, None, None]),
         {"a": conv(), "l": nn.Linear(4, 4)},
@@ -292,6 +331,7 @@ ACTIVATIONS = {
     "Silu": nn.SiLU(),
     "HardSwish": nn.Hardswish(),
     "Sigmoid": nn.Sigmoid(),
+    "HardSigmoid": nn.Hardsigmoid(),
 }
 
 
@@ -354,7 +394,7 @@ CHAINS = {
     "gate": (
         lambda m, x: m.p(gated(m, F.silu(m.d(F.silu(m.e(x)))))),
         {"s": pointwise(12, 12)},
-        [HEAD + "Silu", HEAD + "Silu", "Conv"],
+        [HEAD + "Silu", HEAD + "Silu", "ConvGated"],
     ),
     "projection with an activation": (
         lambda m, x: F.relu6(m.p(F.relu6(m.d(F.relu6(m.e(x)))))),

@@ -306,13 +306,13 @@ def test_c_api_refuses_null_and_negative_at_run(dense):
     serial = native._ParallelFor()
     run = library.semisparse_conv_run
     handle = dense._handle
-    assert run(handle, a, 1, 8, 8, None, b, serial, None) == OK
-    assert run(None, a, 1, 8, 8, None, b, serial, None) == INVALID_ARGUMENT
-    assert run(handle, None, 1, 8, 8, None, b, serial, None) == INVALID_ARGUMENT
-    assert run(handle, a, 1, 8, 8, None, None, serial, None) == INVALID_ARGUMENT
-    assert run(handle, a, -1, 8, 8, None, b, serial, None) == INVALID_ARGUMENT
-    assert run(handle, a, 1, -8, 8, None, b, serial, None) == INVALID_ARGUMENT
-    assert run(handle, a, 1, 0, 8, None, b, serial, None) == INVALID_ARGUMENT
+    assert run(handle, a, 1, 8, 8, None, None, b, serial, None) == OK
+    assert run(None, a, 1, 8, 8, None, None, b, serial, None) == INVALID_ARGUMENT
+    assert run(handle, None, 1, 8, 8, None, None, b, serial, None) == INVALID_ARGUMENT
+    assert run(handle, a, 1, 8, 8, None, None, None, serial, None) == INVALID_ARGUMENT
+    assert run(handle, a, -1, 8, 8, None, None, b, serial, None) == INVALID_ARGUMENT
+    assert run(handle, a, 1, -8, 8, None, None, b, serial, None) == INVALID_ARGUMENT
+    assert run(handle, a, 1, 0, 8, None, None, b, serial, None) == INVALID_ARGUMENT
     library.semisparse_conv_destroy(None)
 
 

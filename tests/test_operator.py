@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semisparse import native
+from semisparse.errors import LibraryError
 
 ISAS = [name for name, usable in native.isa_names().items() if usable]
 every_isa = pytest.mark.parametrize("isa", ISAS)
@@ -25,6 +26,7 @@ ACTIVATIONS = {
     "silu": lambda v: v / (1 + np.exp(-v)),
     "hard_swish": lambda v: v * np.clip(v / 6 + 0.5, 0, 1),
     "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    "hard_sigmoid": lambda v: np.clip(v / 6 + 0.5, 0, 1),
 }
 PARAMETERS = {"clip": (-0.5, 1.5), "leaky_relu": (0.1, 0.0)}
 
@@ -254,6 +256,36 @@ def problems(draw, depthwise: bool) -> Problem:
 @given(problem=problems(depthwise=False), threads=st.sampled_from([1, 1, 2]))
 def test_convolution(isa, problem, threads):
     check(problem, isa, threads)
+
+
+@every_isa
+@settings(max_examples=60, deadline=None)
+@given(
+    problem=problems(depthwise=False), inputs=st.integers(2, 700), threads=st.sampled_from([1, 2])
+)
+def test_gate_is_a_product_with_the_input(isa, problem, inputs, threads):
+    problem = replace(problem, kernel=(1, 1), pads=(0,) * 4, group=1, in_per_group=inputs)
+    x, weights, bias, mask, residual = problem.arrays()
+    options = {"strides": problem.strides, "activation": problem.activation, "isa": isa}
+    options |= source_of(mask, problem.fill)
+    conv = native.Conv(weights, bias, **options)
+    gate = np.random.default_rng(problem.seed).random((len(x), inputs), np.float32)
+    expected = conv.run(x * gate[:, None, None], residual, threads=threads)
+    np.testing.assert_array_equal(conv.run(x, residual, gate=gate, threads=threads), expected)
+
+
+def test_gate_that_cannot_be():
+    x = np.ones((2, 5, 5, 4), np.float32)
+    gate = np.ones((2, 4), np.float32)
+    wide = native.Conv(np.ones((3, 4, 3, 3), np.float32))
+    with pytest.raises(LibraryError, match="a gate is for convolutions in NHWC with kernel 1"):
+        wide.run(x, gate=gate)
+    depthwise = native.Conv(np.ones((4, 1, 1, 1), np.float32), group=4)
+    with pytest.raises(LibraryError, match="multiply the input by it beforehand"):
+        depthwise.run(x, gate=gate)
+    pointwise = native.Conv(np.ones((3, 4, 1, 1), np.float32))
+    with pytest.raises(LibraryError, match="gate"):
+        pointwise.run(x, gate=gate[:1])
 
 
 @every_isa

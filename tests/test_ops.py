@@ -24,12 +24,13 @@ ACTIVATIONS = {
     "Silu": torch.nn.functional.silu,
     "HardSwish": torch.nn.functional.hardswish,
     "Sigmoid": torch.sigmoid,
+    "HardSigmoid": torch.nn.functional.hardsigmoid,
 }
 PARAMETERS = {"Clip": {"min": -0.25, "max": 0.75}, "LeakyRelu": {"alpha": 0.2}}
 ALL = [
-    ops.ConvOp(*parts)
-    for parts in itertools.product(
-        (None, "bias", "nearest", "mean"), (False, True), ACTIVATIONS, (False, True)
+    ops.ConvOp(*parts, nchw=read == "nchw", gated=read == "gated")
+    for *parts, read in itertools.product(
+        (None, "bias", "nearest", "mean"), (False, True), ACTIVATIONS, ("nhwc", "nchw", "gated")
     )
 ]
 CHAINS = [
@@ -46,7 +47,7 @@ CHAINS = [
 
 def one_node(name, constants, attributes, feeds) -> bytes:
     """A model of one operator; the graph's inputs are the feeds, in the operator's order."""
-    order = ["X", *constants, *(["R"] if "R" in feeds else [])]
+    order = ["X", *constants, *(key for key in ("G", "R") if key in feeds)]
     node = helper.make_node(name, order, ["Y"], domain=ops.DOMAIN, **attributes)
     return model_of([node], constants, feeds)
 
@@ -136,7 +137,9 @@ def test_names_are_those_of_the_format():
     assert ops.ConvOp("bias", nchw=True).name == "ConvNchwFillBias"
     assert ops.ConvOp("mean", True, "Relu").name == "ConvFillMeanAddRelu"
     assert ops.ConvOp("mean", True).inputs == ("X", "W", "B", "sources", "share", "R")
-    assert len({op.name for op in ALL}) == 112
+    assert ops.ConvOp("nearest", True, gated=True).name == "ConvGatedFillNearestAdd"
+    assert ops.ConvOp("bias", True, gated=True).inputs == ("X", "W", "B", "mask", "G", "R")
+    assert len({op.name for op in ALL}) == 192
     assert ops.ChainOp("ExpandDepthwise").name == "ExpandDepthwise"
     residual = ops.ChainOp("ExpandDepthwiseProject", "nearest", True, "Clip")
     assert residual.name == "ExpandDepthwiseProjectFillNearestAddClip"
@@ -146,7 +149,8 @@ def test_names_are_those_of_the_format():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "conv", "ConvReluAdd", "ConvFillZero", "ConvReluRelu", "Gemm"]
+    "name",
+    ["", "conv", "ConvReluAdd", "ConvFillZero", "ConvReluRelu", "ConvNchwGated", "Gemm"],
 )
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="not the name of a convolution"):
@@ -174,6 +178,8 @@ def test_convolution(data, op):
         [draw(st.integers(1, limit)) for _ in range(2)] for limit in (3, 3, 2)
     )
     pads = [draw(st.integers(0, 2)) for _ in range(4)]
+    if op.gated:
+        group, c_in, kernel, pads = 1, c_in + 1, [1, 1], [0] * 4
     size = [draw(st.integers(5, 9)) for _ in range(2)]
     x = rng.normal(size=(draw(st.integers(1, 3)), *size, c_in)).astype(np.float32)
     weight = rng.normal(size=(c_out, c_in // group, *kernel)).astype(np.float32)
@@ -189,6 +195,9 @@ def test_convolution(data, op):
     feeds = {"X": np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if op.nchw else x}
     if op.residual:
         feeds["R"] = rng.normal(size=(len(x), *plane, c_out)).astype(np.float32)
+    if op.gated:
+        feeds["G"] = rng.random(size=(len(x), 1, 1, c_in)).astype(np.float32)
+        x = x * feeds["G"]
     expected = convolution(x, weight, bias, attributes, op, mask, feeds.get("R"))
 
     attributes |= PARAMETERS.get(op.activation, {})

@@ -29,12 +29,12 @@ ZOO = {
     "torchvision/mobilenet_v3_small": (
         64,
         0,
-        {"HardSigmoid", "HardSwish", "Mul"},
+        {"HardSwish"},
         {FULL: 2, HEAD: 8},
     ),
-    "torchvision/mnasnet0_5": (64, 0, {"ReduceMean"}, {TAIL: 1, FULL: 16}),
-    "torchvision/efficientnet_b0": (64, 0, {"Mul"}, {HEAD: 15}),
-    "torchvision/regnet_y_400mf": (64, 0, {"Mul"}, {}),
+    "torchvision/mnasnet0_5": (64, 0, set(), {TAIL: 1, FULL: 16}),
+    "torchvision/efficientnet_b0": (64, 0, set(), {HEAD: 15}),
+    "torchvision/regnet_y_400mf": (64, 0, set(), {}),
     "timm/mobilenetv2_100": (64, 0, set(), {TAIL: 1, FULL: 16}),
     "timm/efficientnet_lite0": (64, 0, set(), {TAIL: 1, FULL: 15}),
 }

@@ -153,8 +153,8 @@ Options parse(const std::vector<std::string>& args) {
 }
 
 semisparse_activation activation(const std::string& name) {
-  static const char* const kNames[] = {"identity", "relu",       "clip",   "leaky_relu",
-                                       "silu",     "hard_swish", "sigmoid"};
+  static const char* const kNames[] = {"identity", "relu",       "clip",    "leaky_relu",
+                                       "silu",     "hard_swish", "sigmoid", "hard_sigmoid"};
   const auto found = std::find(std::begin(kNames), std::end(kNames), name);
   if (found == std::end(kNames)) refuse("activation '" + name + "' is unknown");
   return static_cast<semisparse_activation>(found - std::begin(kNames));
@@ -306,7 +306,7 @@ std::vector<Result> Bench::layer(const Layer& layer) {
 
   const auto run = [&](const Candidate& c) {
     check(semisparse_conv_run(c.conv.get(), x.data(), options_.batch, layer.height, layer.width,
-                              layer.residual ? residual.data() : nullptr, y.data(),
+                              nullptr, layer.residual ? residual.data() : nullptr, y.data(),
                               options_.threads > 1 ? ThreadPool::parallel_for : nullptr, &pool_));
   };
   const auto timed = [&](const Candidate& c, size_t runs) {

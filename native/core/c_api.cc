@@ -62,16 +62,16 @@ semisparse_status output_size(const Handle* handle, const char* what, int64_t he
   });
 }
 
-template <typename Handle>
+template <typename Handle, typename... Gate>
 semisparse_status run(const Handle* handle, const char* what, const float* x, int64_t batch,
                       int64_t height, int64_t width, const float* residual, float* y,
-                      semisparse_parallel_for parallel_for, void* ctx) {
+                      semisparse_parallel_for parallel_for, void* ctx, Gate... gate) {
   return guard([&] {
     need(handle, what);
     need(x, "x");
     need(y, "y");
-    handle->layer.run(x, batch, height, width, residual, y,
-                      semisparse::Parallel(parallel_for, ctx));
+    handle->layer.run(x, batch, height, width, residual, y, semisparse::Parallel(parallel_for, ctx),
+                      gate...);
   });
 }
 
@@ -157,9 +157,10 @@ semisparse_status semisparse_conv_output_size(const semisparse_conv* conv, int64
 }
 
 semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x, int64_t batch,
-                                      int64_t height, int64_t width, const float* residual,
-                                      float* y, semisparse_parallel_for parallel_for, void* ctx) {
-  return run(conv, "conv", x, batch, height, width, residual, y, parallel_for, ctx);
+                                      int64_t height, int64_t width, const float* gate,
+                                      const float* residual, float* y,
+                                      semisparse_parallel_for parallel_for, void* ctx) {
+  return run(conv, "conv", x, batch, height, width, residual, y, parallel_for, ctx, gate);
 }
 
 semisparse_status semisparse_chain_create(semisparse_chain_form form,

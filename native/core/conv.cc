@@ -60,7 +60,7 @@ void check(const semisparse_conv_desc& d) {
             " is unknown; it must be one of semisparse_layout");
   }
   const int activation = number_of(d.activation);
-  if (activation < SEMISPARSE_IDENTITY || activation > SEMISPARSE_SIGMOID) {
+  if (activation < SEMISPARSE_IDENTITY || activation > SEMISPARSE_HARD_SIGMOID) {
     invalid("activation " + std::to_string(activation) +
             " is unknown; it must be one of semisparse_activation");
   }
@@ -85,7 +85,7 @@ void check_finite(const char* what, const float* values, size_t n) {
 Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
            const int32_t* source, const float* weight, int64_t height, int64_t width,
            const IsaInfo& isa, Weights after)
-    : desc_(desc), epilogue_(&epilogue_kernel(isa.isa)) {
+    : desc_(desc), gate_(&dwconv_kernel(isa.isa)), epilogue_(&epilogue_kernel(isa.isa)) {
   check(desc);
   const auto outputs = static_cast<size_t>(desc.out_channels);
   check_finite("weight", weights,
@@ -151,6 +151,8 @@ Conv::Finish Conv::finish_of(const semisparse_conv_desc& desc, const epilogue::K
       return {-kInfinity, kInfinity, kernel.hard_swish};
     case SEMISPARSE_SIGMOID:
       return {-kInfinity, kInfinity, kernel.sigmoid};
+    case SEMISPARSE_HARD_SIGMOID:
+      return {-kInfinity, kInfinity, kernel.hard_sigmoid};
   }
   return kLinear;
 }
@@ -218,7 +220,7 @@ void Conv::pack_depthwise(const float* weights, Isa isa) {
   dwconv_ = &dwconv_kernel(isa);
   const auto channels = static_cast<size_t>(desc_.out_channels);
   const auto taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
-  dw_stride_ = ceil_div(channels, 16) * 16;  // whole vectors of the widest instruction set
+  dw_stride_ = ceil_div(channels, kWidestVector) * kWidestVector;
   weights_ = make_buffer(taps * dw_stride_);
   for (size_t c = 0; c < dw_stride_; ++c) {
     for (size_t t = 0; t < taps; ++t) {
@@ -294,6 +296,12 @@ size_t Conv::tiles_per_call() const {
   const auto depth =
       static_cast<size_t>(desc_.in_channels / desc_.group * desc_.kernel[0] * desc_.kernel[1]);
   return std::clamp<size_t>(kRowFloats / (depth * mr_), 1, kMost);
+}
+
+bool Conv::takes_gate() const {
+  const auto no_padding = [](int64_t pad) { return pad == 0; };
+  return dwconv_ == nullptr && desc_.group == 1 && !reads_nchw() && desc_.kernel[0] == 1 &&
+         desc_.kernel[1] == 1 && std::all_of(desc_.pads, desc_.pads + 4, no_padding);
 }
 
 std::vector<uint8_t> Conv::reads(Plane in) const {

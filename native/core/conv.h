@@ -57,15 +57,18 @@ class Conv {
   // Winograd's algorithm, which have made their tiles, nor for those with means.
   void keep_read(Plane plane, const std::vector<uint8_t>& read);
 
+  // Whether inputs may be multiplied by a gate as they are read.
+  bool takes_gate() const;
+  // gate: [batch, in_channels], or null.
   void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-           float* y, const Parallel& parallel) const;
+           float* y, const Parallel& parallel, const float* gate = nullptr) const;
 
   // Whether masked positions are means of two computed ones. Those can be in tiles of different
   // tasks, so a run has two parts: linear parts of what is computed, then all outputs of these.
   bool has_means() const { return means_.has_value(); }
   // The first part, and all of a run where there are no means.
   void compute(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-               float* y, const Parallel& parallel) const;
+               float* y, const Parallel& parallel, const float* gate = nullptr) const;
   // Both, where what `first` writes to the plane that it is given is the result of the first part.
   void complete_means(size_t images, const float* residual, float* y, const Parallel& parallel,
                       const std::function<void(float*)>& first) const;
@@ -94,6 +97,7 @@ class Conv {
     size_t channel, channels;
   };
   struct Work;
+  class GatedRows;
   // Of the linear parts: a clamp, and, where the activation is none, that too.
   struct Finish {
     float lo, hi;
@@ -116,7 +120,7 @@ class Conv {
   void recompute(const Work& work, const Winograd::Done& done) const;
   void divide(Work& work) const;
   void igemm_task(const Work& work, size_t task) const;
-  igemm::Tile tile_of(const Work& work, Rows& rows, size_t row, size_t m) const;
+  igemm::Tile tile_of(const Work& work, Rows& rows, GatedRows& gated, size_t row, size_t m) const;
   void set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const;
   void igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                    size_t last_panel) const;
@@ -157,6 +161,7 @@ class Conv {
   std::vector<Panel> panels_;               // empty for a depthwise convolution
   size_t packed_floats_ = 0;                // of all panels
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
+  const dwconv::Kernel* gate_;              // one tap and no bias: a product by channel
   size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes
   std::vector<std::unique_ptr<Winograd>> winograds_;  // what may be faster than the panels alone

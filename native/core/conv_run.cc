@@ -66,16 +66,22 @@ void check_batch(int64_t batch, Conv::Plane out) {
 }  // namespace
 
 void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-               float* y, const Parallel& parallel) const {
-  if (!means_) return compute(x, batch, height, width, residual, y, parallel);
+               float* y, const Parallel& parallel, const float* gate) const {
+  if (gate != nullptr && !takes_gate()) {
+    invalid(
+        "a gate is for convolutions in NHWC with kernel 1, group 1 and no padding, which is no "
+        "depthwise one; multiply the input by it beforehand");
+  }
+  if (!means_) return compute(x, batch, height, width, residual, y, parallel, gate);
   check_batch(batch, output_plane(height, width));
   complete_means(static_cast<size_t>(batch), residual, y, parallel, [&](float* linear) {
-    compute(x, batch, height, width, nullptr, linear, parallel);
+    compute(x, batch, height, width, nullptr, linear, parallel, gate);
   });
 }
 
 void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
-                   const float* residual, float* y, const Parallel& parallel) const {
+                   const float* residual, float* y, const Parallel& parallel,
+                   const float* gate) const {
   const Plane out = output_plane(height, width);
   const int64_t plane = out.height * out.width;
   check_batch(batch, out);
@@ -108,6 +114,17 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
   work.added = linear ? nullptr : residual;
   work.finish = linear ? kLinear : finish_;
 
+  std::optional<ThreadScratch> gates;
+  if (gate != nullptr) {
+    work.gate_stride = ceil_div(in_channels(), kWidestVector) * kWidestVector;
+    const size_t floats = (work.images + 1) * work.gate_stride;
+    gates.emplace(floats);
+    std::fill_n(gates->data(), floats, 0.0f);
+    for (size_t i = 0; i < work.images; ++i) {
+      std::copy_n(gate + i * in_channels(), in_channels(), gates->data() + i * work.gate_stride);
+    }
+    work.gates = gates->data();
+  }
   const bool along_rows = runs_along_rows();
   std::optional<ThreadScratch> scratch;
   if (along_rows || reads_nchw()) {

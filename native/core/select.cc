@@ -52,7 +52,8 @@ const Entry<epilogue::Kernel> kEpilogue[] = {
 #define SEMISPARSE_EPILOGUE(isa)                                                                \
   {isa,                                                                                         \
    {"epilogue_" #isa, epilogue::spread_##isa, epilogue::mean_##isa, epilogue::leaky_relu_##isa, \
-    epilogue::silu_##isa, epilogue::hard_swish_##isa, epilogue::sigmoid_##isa}},
+    epilogue::silu_##isa, epilogue::hard_swish_##isa, epilogue::sigmoid_##isa,                  \
+    epilogue::hard_sigmoid_##isa}},
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 };

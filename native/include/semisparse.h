@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define SEMISPARSE_ABI_VERSION 2
+#define SEMISPARSE_ABI_VERSION 3
 
 typedef enum semisparse_status {
   SEMISPARSE_OK = 0,
@@ -38,7 +38,8 @@ typedef enum semisparse_activation {
   SEMISPARSE_LEAKY_RELU = 3, /* v < 0 ? activation_a * v : v */
   SEMISPARSE_SILU = 4,       /* v * sigmoid(v) */
   SEMISPARSE_HARD_SWISH = 5, /* v * min(max(v / 6 + 0.5, 0), 1) */
-  SEMISPARSE_SIGMOID = 6
+  SEMISPARSE_SIGMOID = 6,
+  SEMISPARSE_HARD_SIGMOID = 7 /* min(max(v / 6 + 0.5, 0), 1) */
 } semisparse_activation;
 
 typedef enum semisparse_fill {
@@ -129,14 +130,16 @@ SEMISPARSE_API semisparse_status semisparse_conv_output_size(const semisparse_co
                                                              int64_t* out_height,
                                                              int64_t* out_width);
 
-/* y = activation(fill(W * x) + bias + residual). x: [batch, height, width, in_channels], or with
- * input_layout NCHW [batch, in_channels, height, width]; residual and y: [batch, out_height,
- * out_width, out_channels]; residual may be NULL, and may not overlap y. No alignment is required.
- */
+/* y = activation(fill(W * (gate * x)) + bias + residual). x: [batch, height, width, in_channels],
+ * or with input_layout NCHW [batch, in_channels, height, width]; gate: [batch, in_channels], as in
+ * squeeze and excitation; residual and y: [batch, out_height, out_width, out_channels]. gate and
+ * residual may be NULL, and residual may not overlap y. INVALID_ARGUMENT where there is a gate and
+ * the convolution is not pointwise: NHWC, kernel and group 1, no padding, more than one channel. No
+ * alignment is required. */
 SEMISPARSE_API semisparse_status semisparse_conv_run(const semisparse_conv* conv, const float* x,
                                                      int64_t batch, int64_t height, int64_t width,
-                                                     const float* residual, float* y,
-                                                     semisparse_parallel_for parallel_for,
+                                                     const float* gate, const float* residual,
+                                                     float* y, semisparse_parallel_for parallel_for,
                                                      void* ctx);
 
 /* A pointwise, a depthwise and a pointwise convolution in a row, as in an inverted residual, or two

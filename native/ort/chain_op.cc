@@ -101,7 +101,7 @@ std::vector<const OrtCustomOp*> chain_operators() {
       for (const bool residual : {false, true}) {
         for (const ActivationName& activation : kActivations) {
           if (residual && !form.projects) continue;
-          if (activation.activation == SEMISPARSE_SIGMOID) continue;  // gates only
+          if (is_gate(activation.activation)) continue;
           all.push_back(new ChainOp(form, fill, residual, activation));
         }
       }

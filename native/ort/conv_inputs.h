@@ -30,8 +30,13 @@ constexpr ActivationName kActivations[] = {
     {SEMISPARSE_IDENTITY, ""},       {SEMISPARSE_RELU, "Relu"},
     {SEMISPARSE_CLIP, "Clip"},       {SEMISPARSE_LEAKY_RELU, "LeakyRelu"},
     {SEMISPARSE_SILU, "Silu"},       {SEMISPARSE_HARD_SWISH, "HardSwish"},
-    {SEMISPARSE_SIGMOID, "Sigmoid"},
+    {SEMISPARSE_SIGMOID, "Sigmoid"}, {SEMISPARSE_HARD_SIGMOID, "HardSigmoid"},
 };
+
+// What gates end with; the layers of a block do not have it between them.
+constexpr bool is_gate(semisparse_activation activation) {
+  return activation == SEMISPARSE_SIGMOID || activation == SEMISPARSE_HARD_SIGMOID;
+}
 
 // W, B and, with a fill, the mask, the source map, or two sources and the weight of the second.
 constexpr size_t conv_inputs(Fill fill) {

@@ -12,22 +12,32 @@
 namespace semisparse::ort {
 namespace {
 
+// How a convolution reads its input.
+struct ReadName {
+  const char* name;
+  semisparse_layout layout;
+  bool gated;
+};
+constexpr ReadName kReads[] = {{"Conv", SEMISPARSE_NHWC, false},
+                               {"ConvNchw", SEMISPARSE_NCHW, false},
+                               {"ConvGated", SEMISPARSE_NHWC, true}};
+
 class ConvOp : public Operator<ConvOp> {
  public:
   struct Kernel {
     Conv conv;
   };
 
-  ConvOp(semisparse_layout layout, const FillName& fill, bool residual,
+  ConvOp(const ReadName& read, const FillName& fill, bool residual,
          const ActivationName& activation)
-      : Operator(std::string(layout == SEMISPARSE_NCHW ? "ConvNchw" : "Conv") + fill.infix +
-                 (residual ? "Add" : "") + activation.suffix),
-        layout_(layout),
+      : Operator(std::string(read.name) + fill.infix + (residual ? "Add" : "") + activation.suffix),
+        layout_(read.layout),
+        gated_(read.gated),
         fill_(fill.fill),
         residual_(residual),
         activation_(activation.activation) {}
 
-  size_t inputs() const { return kFirst + conv_inputs(fill_) + (residual_ ? 1 : 0); }
+  size_t inputs() const { return gate_input() + (gated_ ? 1 : 0) + (residual_ ? 1 : 0); }
 
   int input_type(size_t index) const {
     const bool constant = index >= kFirst && index < kFirst + conv_inputs(fill_);
@@ -46,7 +56,8 @@ class ConvOp : public Operator<ConvOp> {
   }
 
   void compute(const Kernel& kernel, const OrtApi& api, OrtKernelContext* context) const {
-    run_layer(kernel.conv, inputs(), residual_, api, context);
+    const float* gate = gated_ ? read_gate(kernel.conv, api, context) : nullptr;
+    run_layer(kernel.conv, inputs(), residual_, api, context, gate);
   }
 
   InferredShape infer(const OrtApi& api, const OrtShapeInferContext* context) const {
@@ -67,7 +78,21 @@ class ConvOp : public Operator<ConvOp> {
   static constexpr size_t kX = 0;
   static constexpr size_t kFirst = 1;  // of the constants
 
+  size_t gate_input() const { return kFirst + conv_inputs(fill_); }
+
+  const float* read_gate(const Conv& conv, const OrtApi& api, OrtKernelContext* context) const {
+    const Shape x = input(api, context, kX).shape;
+    const Tensor gate = input(api, context, gate_input());
+    const Shape needed{x.empty() ? 0 : x[0], 1, 1, static_cast<int64_t>(conv.in_channels())};
+    if (gate.shape != needed) {
+      invalid("the gate has shape " + text(gate.shape) + " and the input " + text(x) +
+              "; the gate must have " + text(needed));
+    }
+    return gate.floats();
+  }
+
   semisparse_layout layout_;
+  bool gated_;
   Fill fill_;
   bool residual_;
   semisparse_activation activation_;
@@ -77,11 +102,11 @@ class ConvOp : public Operator<ConvOp> {
 
 std::vector<const OrtCustomOp*> conv_operators() {
   std::vector<const OrtCustomOp*> all;
-  for (const semisparse_layout layout : {SEMISPARSE_NHWC, SEMISPARSE_NCHW}) {
+  for (const ReadName& read : kReads) {
     for (const FillName& fill : kFills) {
       for (const bool residual : {false, true}) {
         for (const ActivationName& activation : kActivations) {
-          all.push_back(new ConvOp(layout, fill, residual, activation));
+          all.push_back(new ConvOp(read, fill, residual, activation));
         }
       }
     }

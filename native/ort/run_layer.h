@@ -9,10 +9,11 @@
 
 namespace semisparse::ort {
 
-// The layer on the first of the node's inputs, into its output. A residual is the last input.
-template <typename Layer>
+// The layer on the first of the node's inputs, into its output. A residual is the last input; a
+// gate, which only single convolutions have, is the caller's.
+template <typename Layer, typename... Gate>
 void run_layer(const Layer& layer, size_t inputs, bool residual, const OrtApi& api,
-               OrtKernelContext* context) {
+               OrtKernelContext* context, Gate... gate) {
   const Tensor x = input(api, context, 0);
   const std::string channels = std::to_string(layer.in_channels());
   const size_t rows = layer.reads_nchw() ? 2 : 1;
@@ -37,7 +38,8 @@ void run_layer(const Layer& layer, size_t inputs, bool residual, const OrtApi& a
   }
   float* y = output(api, context, shape);
   Pool pool{&api, context};
-  layer.run(x.floats(), x.shape[0], height, width, added, y, Parallel(parallel_for, &pool));
+  layer.run(x.floats(), x.shape[0], height, width, added, y, Parallel(parallel_for, &pool),
+            gate...);
 }
 
 }  // namespace semisparse::ort

@@ -86,7 +86,7 @@ void check_create() {
     refuse("input_layout",
            [=](Arguments& a) { std::memcpy(&a.desc.input_layout, &value, sizeof(value)); });
   }
-  for (const int value : {-1, 7, 1 << 30}) {
+  for (const int value : {-1, 8, 1 << 30}) {
     refuse("activation", [=](Arguments& a) {
       // The C caller's enum can hold anything.
       std::memcpy(&a.desc.activation, &value, sizeof(value));
@@ -169,7 +169,7 @@ void check_run() {
   std::vector<float> y(100, -77.0f);
   const auto run = [&](const semisparse_conv* c, const float* in, int64_t n, int64_t h, int64_t w,
                        float* out) {
-    return semisparse_conv_run(c, in, n, h, w, nullptr, out, nullptr, nullptr);
+    return semisparse_conv_run(c, in, n, h, w, nullptr, nullptr, out, nullptr, nullptr);
   };
   context = "run";
   check_refused(run(nullptr, x.data(), 1, 5, 5, y.data()));
@@ -187,6 +187,12 @@ void check_run() {
   for (const float v : y) CHECK_EQUAL(v, -77.0f);
   CHECK_OK(run(conv.get(), x.data(), 1, 5, 5, y.data()));
   for (const float v : y) CHECK(v != -77.0f);
+
+  context = "gate of a 3x3 convolution";
+  for (float& v : y) v = -77.0f;
+  check_refused(semisparse_conv_run(conv.get(), x.data(), 1, 5, 5, x.data(), nullptr, y.data(),
+                                    nullptr, nullptr));
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
 
   context = "output size";
   int64_t out[2] = {-7, -7};
@@ -212,8 +218,9 @@ void check_scratch() {
   CHECK_OK(semisparse_conv_output_size(conv, 5, 5, &out[0], &out[1]));
   std::vector<float> x(50, 1.0f);
   std::vector<float> y(static_cast<size_t>(out[0] * out[1] * 4), -77.0f);
-  check_refused(semisparse_conv_run(conv, x.data(), 1, 5, 5, nullptr, y.data(), nullptr, nullptr),
-                SEMISPARSE_OUT_OF_MEMORY);
+  check_refused(
+      semisparse_conv_run(conv, x.data(), 1, 5, 5, nullptr, nullptr, y.data(), nullptr, nullptr),
+      SEMISPARSE_OUT_OF_MEMORY);
   for (const float v : y) CHECK_EQUAL(v, -77.0f);
 }
 

@@ -27,10 +27,11 @@ void check_concurrent(uint64_t seed) {
       for (int run = 0; run < 3; ++run) {
         Guarded<float> got(want.size(), own);
         const bool parallel = own.chance(0.5);
-        CHECK_OK(semisparse_conv_run(
-            conv.get(), problem.x->data(), problem.batch, problem.height, problem.width,
-            problem.residual ? problem.residual->data() : nullptr, got.data(),
-            parallel ? ThreadPool::parallel_for : nullptr, &pool));
+        CHECK_OK(semisparse_conv_run(conv.get(), problem.x->data(), problem.batch, problem.height,
+                                     problem.width, problem.gate ? problem.gate->data() : nullptr,
+                                     problem.residual ? problem.residual->data() : nullptr,
+                                     got.data(), parallel ? ThreadPool::parallel_for : nullptr,
+                                     &pool));
         check_output(problem, got, want);
       }
     });

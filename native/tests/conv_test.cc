@@ -20,10 +20,11 @@ void check_conv(uint64_t seed, ThreadPool& pool, const std::vector<std::string>&
     for (const bool threads : {false, true}) {
       Guarded<float> got(want.size(), random);
       for (size_t i = 0; i < got.size(); ++i) got[i] = -77;  // what is forgotten shows
-      CHECK_OK(semisparse_conv_run(
-          conv.get(), problem.x->data(), problem.batch, problem.height, problem.width,
-          problem.residual ? problem.residual->data() : nullptr, got.data(),
-          threads ? ThreadPool::parallel_for : nullptr, threads ? &pool : nullptr));
+      CHECK_OK(semisparse_conv_run(conv.get(), problem.x->data(), problem.batch, problem.height,
+                                   problem.width, problem.gate ? problem.gate->data() : nullptr,
+                                   problem.residual ? problem.residual->data() : nullptr,
+                                   got.data(), threads ? ThreadPool::parallel_for : nullptr,
+                                   threads ? &pool : nullptr));
       check_output(problem, got, want);
     }
   }

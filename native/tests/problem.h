@@ -29,13 +29,14 @@ struct Problem {
   semisparse_conv_desc desc{};
   int64_t batch, height, width, out_height, out_width;
   std::optional<semisparse_fill> fill;  // none: dense
-  std::optional<Guarded<float>> x, weights, bias, residual;
+  std::optional<Guarded<float>> x, weights, bias, gate, residual;
   std::vector<int32_t> source;
   std::vector<float> weight;  // of second sources, which then follow in `source`
 
  private:
   void draw_mask(Random& random);
   void draw_means(Random& random);
+  void draw_gate(Random& random);
 };
 
 inline Problem::Problem(Random& random, int64_t largest_plane) {
@@ -52,7 +53,7 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
     desc.pads[i] = random.between(0, 3);
     desc.pads[i + 2] = random.between(0, 3);
   }
-  desc.activation = static_cast<semisparse_activation>(random.between(0, 6));
+  desc.activation = static_cast<semisparse_activation>(random.between(0, 7));
   if (desc.activation == SEMISPARSE_CLIP) {
     desc.activation_b = 6;
   } else if (desc.activation == SEMISPARSE_LEAKY_RELU) {
@@ -60,6 +61,18 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
   }
 
   // Weights of one panel that do not fit in the cache take a path of their own.
+  const bool plain = random.chance(0.15);  // pointwise, which may have a gate
+  if (plain) {
+    desc.group = desc.kernel[0] = desc.kernel[1] = 1;
+    std::fill_n(desc.pads, 4, 0);
+    if (random.chance(0.2)) desc.in_channels = random.between(300, 600);
+    if (random.chance(0.2)) desc.out_channels = random.between(100, 300);
+    if (random.chance(0.05)) {
+      desc.in_channels = random.between(2100, 2300);
+      desc.out_channels = random.between(66, 140);
+      largest_plane = std::min<int64_t>(largest_plane, 5);
+    }
+  }
   const bool deep = random.chance(0.01);
   if (deep) {
     desc.group = 1;
@@ -94,6 +107,19 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
   if (random.chance(0.7)) draw_mask(random);
   if (random.chance(0.2)) desc.input_layout = SEMISPARSE_NCHW;
   if (fill == SEMISPARSE_FILL_NEAREST && random.chance(0.5)) draw_means(random);
+  const auto is_one = [](int64_t v) { return v == 1; };
+  const bool pointwise = desc.group == 1 && desc.in_channels > 1 &&
+                         desc.input_layout == SEMISPARSE_NHWC &&
+                         std::all_of(desc.kernel, desc.kernel + 2, is_one) &&
+                         std::all_of(desc.pads, desc.pads + 4, [](int64_t v) { return v == 0; });
+  if (pointwise && random.chance(0.5)) draw_gate(random);
+}
+
+// Of quarters, so that sums stay exact.
+inline void Problem::draw_gate(Random& random) {
+  gate.emplace(static_cast<size_t>(batch * desc.in_channels), random);
+  for (size_t i = 0; i < gate->size(); ++i)
+    (*gate)[i] = static_cast<float>(random.between(0, 4)) / 4;
 }
 
 // Any computed positions as second sources, and weights that leave sums exact.
@@ -161,7 +187,8 @@ inline std::string Problem::text() const {
           : *fill == SEMISPARSE_FILL_BIAS ? " fill bias"
           : weight.empty()                ? " fill nearest"
                                           : " fill mean") +
-         (residual ? " residual" : "") + (desc.input_layout == SEMISPARSE_NCHW ? " NCHW" : "");
+         (gate ? " gated" : "") + (residual ? " residual" : "") +
+         (desc.input_layout == SEMISPARSE_NCHW ? " NCHW" : "");
 }
 
 inline ConvHandle Problem::create(const char* isa) {
@@ -194,8 +221,9 @@ inline void Problem::reference(Guarded<float>& y) {
                                  ? ((n * desc.in_channels + channel) * height + iy) * width + ix
                                  : ((n * height + iy) * width + ix) * desc.in_channels + channel;
           const int64_t w = ((o * ins + c) * desc.kernel[0] + ky) * desc.kernel[1] + kx;
-          sum += static_cast<double>((*x)[static_cast<size_t>(at)]) *
-                 (*weights)[static_cast<size_t>(w)];
+          double value = (*x)[static_cast<size_t>(at)];
+          if (gate) value *= (*gate)[static_cast<size_t>(n * desc.in_channels + channel)];
+          sum += value * (*weights)[static_cast<size_t>(w)];
         }
       }
     }
@@ -215,6 +243,8 @@ inline void Problem::reference(Guarded<float>& y) {
         return epilogue::reference_hard_swish(v);
       case SEMISPARSE_SIGMOID:
         return epilogue::reference_sigmoid(v);
+      case SEMISPARSE_HARD_SIGMOID:
+        return epilogue::reference_hard_sigmoid(v);
       default:
         return v;
     }

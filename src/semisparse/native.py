@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from semisparse.errors import ConfigError, LibraryError, MaskError
 from semisparse.runtime import library_path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 ACTIVATIONS = {
     "identity": 0,
@@ -29,6 +29,7 @@ ACTIVATIONS = {
     "silu": 4,
     "hard_swish": 5,
     "sigmoid": 6,
+    "hard_sigmoid": 7,
 }
 FILLS = {"bias": 0, "nearest": 1}
 LAYOUTS = {"nhwc": 0, "nchw": 1}
@@ -119,7 +120,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "conv_output_size": (ctypes.c_int, (_handle, _i64, _i64, _int64s, _int64s)),
     "conv_run": (
         ctypes.c_int,
-        (_handle, _floats, _i64, _i64, _i64, _floats, _floats, _ParallelFor, ctypes.c_void_p),
+        (
+            _handle,
+            _floats,
+            *(_i64, _i64, _i64),
+            *(_floats, _floats, _floats),
+            *(_ParallelFor, ctypes.c_void_p),
+        ),
     ),
     "chain_create": (
         ctypes.c_int,
@@ -366,6 +373,9 @@ class _Layer:
         Raises:
             LibraryError: an array has another shape or type than the layer wants.
         """
+        return self._run(x, residual, threads)
+
+    def _run(self, x: Floats, residual: Floats | None, threads: int, *gate: Any) -> Floats:
         if self._nchw:
             _require("x", x, np.float32, (None, self._in_channels, None, None))
         else:
@@ -382,6 +392,7 @@ class _Layer:
                 batch,
                 height,
                 width,
+                *gate,
                 None if residual is None else residual.ctypes.data_as(_floats),
                 y.ctypes.data_as(_floats),
                 parallel_for,
@@ -392,7 +403,7 @@ class _Layer:
 
 
 class Conv(_Layer):
-    """A packed convolution: `y = activation(fill(W * x) + bias + residual)`.
+    """A packed convolution: `y = activation(fill(W * (gate * x)) + bias + residual)`.
 
     Args:
         weights, bias, options: as the attributes of `Stage`.
@@ -428,6 +439,26 @@ class Conv(_Layer):
             ctypes.byref(self._handle),
         )
         _check(status, LibraryError)
+
+    def run(
+        self,
+        x: Floats,
+        residual: Floats | None = None,
+        *,
+        gate: Floats | None = None,
+        threads: int = 1,
+    ) -> Floats:
+        """As of every layer; `gate` is `[N, C_in]`, and only for pointwise convolutions.
+
+        Raises:
+            LibraryError: an array has another shape or type than the layer wants, or the layer
+                takes no gate.
+        """
+        if gate is not None:
+            _require("gate", gate, np.float32, (len(x), self._in_channels))
+        return self._run(
+            x, residual, threads, gate.ctypes.data_as(_floats) if gate is not None else None
+        )
 
 
 class Chain(_Layer):

@@ -26,6 +26,7 @@ _ACTIVATION_BODIES = {
     "Silu": "gate = Sigmoid(y)\nY = Mul(y, gate)",
     "HardSwish": "Y = HardSwish(y)",
     "Sigmoid": "Y = Sigmoid(y)",
+    "HardSigmoid": "Y = HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>(y)",
 }
 
 # Where would be Mul, an infinite input would turn masked positions into NaN.
@@ -98,12 +99,12 @@ CHAIN_FORMS = {
     "DepthwiseProject": ("Depthwise", "Project"),
 }
 STAGE_SEPARATOR = "+"
-# Not Sigmoid, which is a gate's: the layers of a block do not have it between them.
+# Not Sigmoid and HardSigmoid, which are a gate's: the layers of a block do not have them between.
 CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish")
 
 _FILL_OF = {value: key for key, value in _FILLS.items()}
 _FILL = "|".join(_FILL_OF)
-_NAME = re.compile(f"Conv(Nchw)?({_FILL})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
+_NAME = re.compile(f"Conv(Nchw|Gated)?({_FILL})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
 _CHAIN_NAME = re.compile(
     f"({'|'.join(CHAIN_FORMS)})({_FILL})?(Add)?({'|'.join(CHAIN_ACTIVATIONS)})?"
 )
@@ -116,25 +117,29 @@ class ConvOp:
     Attributes:
         fill: "bias", "nearest", "mean", or None for a dense convolution.
         residual: whether a tensor of the output's shape is added before the activation.
-        activation: one of Relu, Clip, LeakyRelu, Silu, HardSwish, Sigmoid, or None.
+        activation: one of Relu, Clip, LeakyRelu, Silu, HardSwish, Sigmoid, HardSigmoid, or None.
         nchw: whether the input is NCHW; the output is NHWC either way.
+        gated: whether the input is multiplied by a gate of each channel, as in squeeze and
+            excitation (arXiv 1709.01507). Not with `nchw`.
     """
 
     fill: str | None = None
     residual: bool = False
     activation: str | None = None
     nchw: bool = False
+    gated: bool = False
 
     @property
     def name(self) -> str:
         """The operator's name in the file."""
-        stem = "ConvNchw" if self.nchw else "Conv"
+        stem = "ConvNchw" if self.nchw else "ConvGated" if self.gated else "Conv"
         return _name(stem, self.fill, self.residual, self.activation)
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs in order."""
-        return ("X", "W", "B", *FILL_INPUTS[self.fill], *(("R",) if self.residual else ()))
+        gate, residual = ("G",) if self.gated else (), ("R",) if self.residual else ()
+        return ("X", "W", "B", *FILL_INPUTS[self.fill], *gate, *residual)
 
     @classmethod
     def parse(cls, name: str) -> ConvOp:
@@ -146,7 +151,8 @@ class ConvOp:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{name!r} is not the name of a convolution of {DOMAIN!r}.")
-        return cls(_FILL_OF.get(match[2]), bool(match[3]), match[4], bool(match[1]))
+        read, fill, residual, activation = match.groups()
+        return cls(_FILL_OF.get(fill), bool(residual), activation, read == "Nchw", read == "Gated")
 
 
 @dataclass(frozen=True)
@@ -206,9 +212,9 @@ def is_conv(name: str) -> bool:
     return name.startswith("Conv")
 
 
-def reads_nchw(name: str) -> bool:
-    """Whether an operator of the domain with that name reads NCHW."""
-    return name.startswith("ConvNchw")
+def reads_otherwise(name: str) -> bool:
+    """Whether what an operator of that name reads is not its layer's input in NHWC."""
+    return name.startswith(("ConvNchw", "ConvGated"))
 
 
 def is_chain(name: str) -> bool:
@@ -264,6 +270,8 @@ def _chain(op: ChainOp) -> onnx.FunctionProto:
 def _conv(op: ConvOp) -> onnx.FunctionProto:
     attributes = {**_CONV_ATTRIBUTES, **_ACTIVATION_ATTRIBUTES.get(op.activation or "", {})}
     steps = ["x = Identity(X)" if op.nchw else "x = Transpose<perm = [0, 3, 1, 2]>(X)"]
+    if op.gated:
+        steps = ["gated = Mul(X, G)", "x = Transpose<perm = [0, 3, 1, 2]>(gated)"]
     steps.append(_FILL_BODIES[op.fill].format(geometry=_listed(_linked(_CONV_ATTRIBUTES))))
     steps.append("y = Add(biased, R)" if op.residual else "y = Identity(biased)")
     steps.append(_ACTIVATION_BODIES[op.activation] if op.activation else "Y = Identity(y)")

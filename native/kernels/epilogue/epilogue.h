@@ -53,6 +53,7 @@ struct Kernel {
   Activate silu;
   Activate hard_swish;
   Activate sigmoid;
+  Activate hard_sigmoid;
 };
 
 #define SEMISPARSE_EPILOGUE(isa)                      \
@@ -61,7 +62,8 @@ struct Kernel {
   void leaky_relu_##isa(float* y, size_t n, float a); \
   void silu_##isa(float* y, size_t n, float a);       \
   void hard_swish_##isa(float* y, size_t n, float a); \
-  void sigmoid_##isa(float* y, size_t n, float a);
+  void sigmoid_##isa(float* y, size_t n, float a);    \
+  void hard_sigmoid_##isa(float* y, size_t n, float a);
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 

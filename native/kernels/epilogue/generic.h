@@ -129,24 +129,29 @@ void silu(float* y, size_t n, float) {
   map(y, n, [](Vec::T x) { return Vec::mul(x, sigmoid_of(x)); });
 }
 
-void hard_swish(float* y, size_t n, float) {
-  map(y, n, [](Vec::T x) {
-    const Vec::T gate = Vec::fma(x, Vec::set1(1.0f / 6), Vec::set1(0.5f));
-    return Vec::mul(x, Vec::clamp(gate, Vec::set1(0), Vec::set1(1)));
-  });
+void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
+
+Vec::T hard_sigmoid_of(Vec::T x) {
+  const Vec::T line = Vec::fma(x, Vec::set1(1.0f / 6), Vec::set1(0.5f));
+  return Vec::clamp(line, Vec::set1(0), Vec::set1(1));
 }
 
-void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
+void hard_sigmoid(float* y, size_t n, float) { map(y, n, hard_sigmoid_of); }
+
+void hard_swish(float* y, size_t n, float) {
+  map(y, n, [](Vec::T x) { return Vec::mul(x, hard_sigmoid_of(x)); });
+}
 
 }  // namespace
 }  // namespace semisparse::epilogue
 
-#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                       \
-  namespace semisparse::epilogue {                                            \
-  void spread_##isa(const Spread& s) { spread(s); }                           \
-  void mean_##isa(const MeanRows& s) { mean(s); }                             \
-  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); } \
-  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }             \
-  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); } \
-  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }       \
+#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                           \
+  namespace semisparse::epilogue {                                                \
+  void spread_##isa(const Spread& s) { spread(s); }                               \
+  void mean_##isa(const MeanRows& s) { mean(s); }                                 \
+  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); }     \
+  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }                 \
+  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); }     \
+  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }           \
+  void hard_sigmoid_##isa(float* y, size_t n, float a) { hard_sigmoid(y, n, a); } \
   }

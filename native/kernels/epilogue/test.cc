@@ -25,7 +25,7 @@ struct Listed {
   const char* name;
   epilogue::SpreadFunction spread;
   epilogue::MeanFunction mean;
-  epilogue::Activate leaky_relu, silu, hard_swish, sigmoid;
+  epilogue::Activate leaky_relu, silu, hard_swish, sigmoid, hard_sigmoid;
 };
 
 const Listed kKernels[] = {
@@ -37,7 +37,8 @@ const Listed kKernels[] = {
    epilogue::leaky_relu_##isa,   \
    epilogue::silu_##isa,         \
    epilogue::hard_swish_##isa,   \
-   epilogue::sigmoid_##isa},
+   epilogue::sigmoid_##isa,      \
+   epilogue::hard_sigmoid_##isa},
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 };
@@ -183,6 +184,9 @@ void check_activations(const Listed& kernel) {
                    [](double x, double want) {
                      return 3 * kUlp * std::abs(want) + 0x1p-125 * (1 + std::abs(x));
                    });
+  check_activation(
+      (name + " hard_sigmoid").c_str(), kernel.hard_sigmoid, 0, epilogue::reference_hard_sigmoid,
+      [](double x, double) { return kUlp * (0.5 + std::abs(std::clamp(x, -4.0, 4.0)) / 4); });
   // The gate v / 6 + 0.5 has rounding errors of its terms' size, also where it is nearly zero.
   check_activation((name + " hard_swish").c_str(), kernel.hard_swish, 0,
                    epilogue::reference_hard_swish, [](double x, double want) {

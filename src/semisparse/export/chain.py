@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from semisparse import ops
-from semisparse.export.fuse import is_conv
+from semisparse.export.fuse import is_conv, is_pointwise
 from semisparse.export.graph import constant, remove_unused
 from semisparse.export.mask import fill_arrays
 
@@ -84,17 +84,14 @@ def _is_depthwise(node: ir.Node) -> bool:
 
 
 def _is_pointwise(node: ir.Node) -> bool:
-    return (
-        _can_be_stage(node)
-        and _weights(node)[2:] == (1, 1)
-        and node.attributes.get_int("group", 1) == 1
-        and set(node.attributes.get_ints("strides", [1, 1])) == {1}
-        and set(node.attributes.get_ints("pads", [0, 0])) == {0}
-    )
+    strides = set(node.attributes.get_ints("strides", [1, 1]))
+    return _can_be_stage(node) and is_pointwise(node) and strides == {1}
 
 
 def _can_be_stage(node: ir.Node) -> bool:
-    return is_conv(node) and ops.STAGE_SEPARATOR not in (node.name or "")
+    if not is_conv(node) or ops.STAGE_SEPARATOR in (node.name or ""):
+        return False
+    return not ops.ConvOp.parse(node.op_type).gated
 
 
 def _activation(node: ir.Node) -> tuple[str | None, list[float | None]]:

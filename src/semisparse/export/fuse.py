@@ -1,8 +1,11 @@
-"""Residual additions and activations fused into the convolution before them."""
+"""Residual additions and activations fused into the convolution before them, gates into the one
+behind them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,17 +17,65 @@ from semisparse.export.graph import is_constant, remove_unused
 
 
 def fuse(model: ir.Model) -> None:
-    """Fuse what follows each convolution of `semisparse`, where nothing else reads between."""
+    """Fuse what is around each convolution of `semisparse`, where nothing else reads between."""
     for node in list(model.graph):
         fused: ir.Node | None = node if is_conv(node) else None
         while fused is not None:
             fused = _fuse_next(model.graph, fused)
+    remove_unused(model)
+    for node in list(model.graph):
+        if is_pointwise(node):
+            _fuse_gate(model.graph, node)
     remove_unused(model)
 
 
 def is_conv(node: ir.Node) -> bool:
     """Whether a node is a convolution of `semisparse`."""
     return node.domain == ops.DOMAIN and ops.is_conv(node.op_type)
+
+
+def is_pointwise(node: ir.Node) -> bool:
+    """Whether a node is a convolution with kernel and group 1 and without padding."""
+    if not is_conv(node):
+        return False
+    weights = node.inputs[1]
+    assert weights is not None
+    assert weights.const_value is not None
+    return (
+        tuple(weights.const_value.shape.numpy())[2:] == (1, 1)
+        and node.attributes.get_int("group", 1) == 1
+        and set(node.attributes.get_ints("pads", [0, 0])) == {0}
+    )
+
+
+def _fuse_gate(graph: ir.Graph, conv: ir.Node) -> None:
+    """Let a convolution read a plane and its channels' gates instead of their product.
+
+    ONNX Runtime's product takes 5% of EfficientNet-B0 and MobileNetV3 (EPYC, Zen 4, one thread), at
+    any sparsity; the library multiplies the rows that the convolution reads.
+    """
+    product = conv.inputs[0]
+    node = product.producer() if product is not None else None
+    if product is None or node is None or node.op_type != "Mul" or node.domain:
+        return
+    if len(product.uses()) != 1 or product.is_graph_output() or product.shape is None:
+        return
+    batch, height, width, channels = product.shape
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        if (
+            x is not None
+            and gate is not None
+            and x.shape == product.shape
+            and gate.shape == ir.Shape([batch, 1, 1, channels])
+            and (height, width) != (1, 1)
+        ):
+            op = ops.ConvOp.parse(conv.op_type)
+            last = conv.inputs[3 + len(ops.FILL_INPUTS[op.fill]) :]
+            first = conv.inputs[1 : len(conv.inputs) - len(last)]
+            _replace(
+                graph, conv, dataclasses.replace(op, gated=True), conv, [x, *first, gate, *last]
+            )
+            return
 
 
 def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
@@ -37,7 +88,7 @@ def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
     if len(readers) == 2:
         gated = _gate(out, readers)
         fused_op = dataclasses.replace(op, activation="Silu")
-        return _replace(graph, conv, fused_op, gated) if gated is not None else None
+        return _replace(graph, conv, fused_op, gated, conv.inputs) if gated is not None else None
     if len(readers) != 1 or readers[0].domain:
         return None
     reader = readers[0]
@@ -45,12 +96,13 @@ def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
         residual = reader.inputs[1] if reader.inputs[0] is out else reader.inputs[0]
         if residual is None or residual is out or not _same_shape(residual, out):
             return None
-        return _replace(graph, conv, dataclasses.replace(op, residual=True), reader, residual)
+        inputs = [*conv.inputs, residual]
+        return _replace(graph, conv, dataclasses.replace(op, residual=True), reader, inputs)
     attributes = _activation(reader)
     if attributes is None:
         return None
     fused_op = dataclasses.replace(op, activation=reader.op_type)
-    return _replace(graph, conv, fused_op, reader, attributes=attributes)
+    return _replace(graph, conv, fused_op, reader, conv.inputs, attributes)
 
 
 def _gate(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
@@ -71,6 +123,10 @@ def _activation(node: ir.Node) -> dict[str, float] | None:
     """The operator's attributes for an activation; None if the node is not one."""
     if node.op_type in ("Relu", "HardSwish", "Sigmoid"):
         return {}
+    if node.op_type == "HardSigmoid":
+        slope = node.attributes.get_float("alpha", 0.2)
+        middle = node.attributes.get_float("beta", 0.5)
+        return {} if math.isclose(slope, 1 / 6, rel_tol=1e-6) and middle == 0.5 else None
     if node.op_type == "LeakyRelu":
         return {"alpha": node.attributes.get_float("alpha", 0.01)}
     if node.op_type == "Clip":
@@ -99,14 +155,14 @@ def _replace(
     conv: ir.Node,
     op: ops.ConvOp,
     last: ir.Node,
-    residual: ir.Value | None = None,
+    inputs: Sequence[ir.Value | None],
     attributes: dict[str, float] | None = None,
 ) -> ir.Node:
     """The fused convolution in the place of `last`, where all its inputs are computed."""
     kept: dict[str, Any] = {key: value.value for key, value in conv.attributes.items()}
     fused = ir.node(
         op.name,
-        [*conv.inputs, residual] if residual is not None else conv.inputs,
+        inputs,
         {**kept, **(attributes or {})},
         domain=ops.DOMAIN,
         name=conv.name,

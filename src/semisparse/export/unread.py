@@ -105,11 +105,11 @@ def _mask(model: ir.Model, node: ir.Node, computed: Plane) -> None:
     op = ops.ConvOp.parse(node.op_type)
     fill = op.fill or "bias"
     ((kind, array),) = fill_arrays(torch.from_numpy(computed), fill).items()
-    residual = [node.inputs[-1]] if op.residual else []
+    rest = node.inputs[3 + len(ops.FILL_INPUTS[op.fill]) :]
     own = node.inputs[3] if op.fill is not None else None
     if own is not None and own.name is not None and len(own.uses()) == 1:
         del model.graph.initializers[own.name]  # which leaves its name to the new one
-    inputs = [*node.inputs[:3], _shared(model, f"{node.name}.{kind}", array), *residual]
+    inputs = [*node.inputs[:3], _shared(model, f"{node.name}.{kind}", array), *rest]
     node.op_type = dataclasses.replace(op, fill=fill).name
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):

@@ -86,7 +86,7 @@ def _first_off(exact: nn.Module, inputs: tuple[Tensor, ...], file: bytes, kind: 
         if node.domain == ops.DOMAIN
         and first[node.name] in seen
         and node.input[0] in producers
-        and not ops.reads_nchw(node.op_type)
+        and not ops.reads_otherwise(node.op_type)
     ]
     values_of = {v.name: v for n in ir.serde.deserialize_model(proto).graph for v in n.outputs}
     read_of = {name: read_positions(values_of[name]) for _, name, _ in read}

@@ -121,7 +121,7 @@ def put_masks(
             arrays = {f"{layer.name}/{kind}": a for kind, a in _fill_arrays(mask, fill).items()}
             constants |= arrays
             own.append([*arrays])
-        # X, then weights and bias of each stage, then the residual.
+        # X, then weights and bias of each stage, then gate and residual.
         inputs = list(node.input)
         staged = [(*inputs[1 + 2 * i : 3 + 2 * i], *names) for i, names in enumerate(own)]
         rest = inputs[1 + 2 * len(own) :]
