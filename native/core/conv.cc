@@ -85,7 +85,7 @@ void check_finite(const char* what, const float* values, size_t n) {
 Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* bias,
            const int32_t* source, const float* weight, int64_t height, int64_t width,
            const IsaInfo& isa, Weights after)
-    : desc_(desc), gate_(&dwconv_kernel(isa.isa)), epilogue_(&epilogue_kernel(isa.isa)) {
+    : desc_(desc), epilogue_(&epilogue_kernel(isa.isa)) {
   check(desc);
   const auto outputs = static_cast<size_t>(desc.out_channels);
   check_finite("weight", weights,

@@ -97,7 +97,6 @@ class Conv {
     size_t channel, channels;
   };
   struct Work;
-  class GatedRows;
   // Of the linear parts: a clamp, and, where the activation is none, that too.
   struct Finish {
     float lo, hi;
@@ -118,9 +117,12 @@ class Conv {
   void run_winograd(const Winograd& winograd, const Work& work, const Parallel& parallel) const;
   void finish_winograd(const Work& work, const Winograd::Done& done) const;
   void recompute(const Work& work, const Winograd::Done& done) const;
+  void gate_weights(const float* gate, float* gated, const Parallel& parallel) const;
+  void gate_inputs(const float* x, size_t pixels, const float* gate, float* gated,
+                   const Parallel& parallel) const;
   void divide(Work& work) const;
   void igemm_task(const Work& work, size_t task) const;
-  igemm::Tile tile_of(const Work& work, Rows& rows, GatedRows& gated, size_t row, size_t m) const;
+  igemm::Tile tile_of(const Work& work, Rows& rows, size_t row, size_t m) const;
   void set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const;
   void igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                    size_t last_panel) const;
@@ -161,7 +163,6 @@ class Conv {
   std::vector<Panel> panels_;               // empty for a depthwise convolution
   size_t packed_floats_ = 0;                // of all panels
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
-  const dwconv::Kernel* gate_;              // one tap and no bias: a product by channel
   size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes
   std::vector<std::unique_ptr<Winograd>> winograds_;  // what may be faster than the panels alone

@@ -11,49 +11,6 @@ constexpr size_t kCopiedFloats = 8192;
 
 }  // namespace
 
-// The inputs of some rows, each times its image's gate. The depthwise kernel with one tap and no
-// bias does it, row by row while they are in the first-level cache.
-class Conv::GatedRows {
- public:
-  GatedRows(const Conv& conv, const Work& work, size_t most_rows) : conv_(conv), work_(work) {
-    if (work.gates == nullptr) return;
-    values_ = make_buffer(most_rows * conv.in_channels());
-    for (size_t i = 0; i < most_rows; ++i) {
-      pointers_.push_back(values_.get() + i * conv.in_channels());
-      dests_.push_back(static_cast<uint32_t>(i));
-    }
-  }
-
-  // Puts them in place of rows [row, row + m), to which `rows` points.
-  const float* const* of(const float* const* rows, size_t row, size_t m) {
-    const size_t zeros = work_.images * work_.gate_stride;
-    dwconv::Strip strip{};
-    strip.taps = 1;
-    strip.channels = strip.ldw = strip.ldy = conv_.in_channels();
-    strip.bias = work_.gates + zeros;
-    strip.lo = kLinear.lo;
-    strip.hi = kLinear.hi;
-    strip.y = values_.get();
-    const size_t per_image = work_.geometry.rows_per_image;
-    for (size_t from = 0; from < m; from += strip.m) {
-      const size_t image = (row + from) / per_image;
-      strip.m = std::min(m - from, (image + 1) * per_image - row - from);
-      strip.rows = rows + from;
-      strip.dests = dests_.data() + from;
-      strip.weights = work_.gates + image * work_.gate_stride;
-      conv_.gate_->run(strip);
-    }
-    return pointers_.data();
-  }
-
- private:
-  const Conv& conv_;
-  const Work& work_;
-  Buffer values_;
-  std::vector<const float*> pointers_;
-  std::vector<uint32_t> dests_;
-};
-
 void Conv::igemm_task(const Work& work, size_t task) const {
   const size_t slice = task % work.row_tasks;
   const size_t begin = work.first_row(slice);
@@ -75,14 +32,13 @@ void Conv::igemm_task(const Work& work, size_t task) const {
 }
 
 // The parts of a tile that no panel changes.
-igemm::Tile Conv::tile_of(const Work& work, Rows& rows, GatedRows& gated, size_t row,
-                          size_t m) const {
+igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) const {
   rows.fill(row, m, Rows::Order::kByTap);
   igemm::Tile tile{};
   tile.m = m;
   tile.taps = work.taps();
   tile.channels = work.channels;
-  tile.rows = work.gates == nullptr ? rows.pointers() : gated.of(rows.pointers(), row, m);
+  tile.rows = rows.pointers();
   tile.offsets = rows.offsets();
   tile.dests = rows.dests();
   tile.ldy = out_channels();
@@ -94,7 +50,7 @@ igemm::Tile Conv::tile_of(const Work& work, Rows& rows, GatedRows& gated, size_t
 
 void Conv::set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const {
   tile.row_offset = panel.inputs;
-  tile.weights = weights_.get() + panel.weights;
+  tile.weights = work.weights + panel.weights;
   tile.init = bias_.get() + panel.first;
   tile.y = work.y + panel.first;
   tile.residual = work.added == nullptr ? nullptr : work.added + panel.first;
@@ -104,12 +60,11 @@ void Conv::set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) co
 void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
                        size_t last_panel) const {
   Rows rows(work.geometry, tiles_per_call() * mr_);
-  GatedRows gated(*this, work, tiles_per_call() * mr_);
   const Calls calls(end - begin, mr_, tiles_per_call());
   for (size_t i = 0; i < calls.size(); ++i) {
     const size_t from = begin + calls.first_row(i);
     const size_t to = begin + calls.first_row(i + 1);
-    igemm::Tile tile = tile_of(work, rows, gated, from, to - from);
+    igemm::Tile tile = tile_of(work, rows, from, to - from);
     const NextInputs next(rows.pointers()[tile.m - 1] + in_channels(), tile.m, tile.channels, mr_);
     for (size_t j = first_panel; j < last_panel; ++j) {
       set_panel(tile, work, panels_[j]);
@@ -129,7 +84,6 @@ void Conv::igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_
 // eighth of the cache gave 2.32 ms).
 void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGroup& group) const {
   Rows rows(work.geometry, tiles_per_call() * mr_);
-  GatedRows gated(*this, work, tiles_per_call() * mr_);
   // Whole taps, or parts of one where there is only one.
   const size_t taps_step =
       work.taps() == 1 ? 1 : std::clamp<size_t>(work.block_depth / work.channels, 1, work.taps());
@@ -149,7 +103,7 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
       for (size_t i = 0; i < calls.size(); ++i) {
         const size_t from = begin + calls.first_row(i);
         const size_t to = begin + calls.first_row(i + 1);
-        igemm::Tile tile = tile_of(work, rows, gated, from, to - from);
+        igemm::Tile tile = tile_of(work, rows, from, to - from);
         if (tile.offsets != nullptr) {
           tile.offsets += tap;
         } else {
@@ -169,7 +123,7 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
           tile.prefetch_lines =
               ceil_div(block / kLineFloats, std::max<size_t>(1, calls.tiles() * turns));
           const size_t next = std::min(j + group.end - group.begin, panels_.size() - 1);
-          tile.prefetch = last ? weights_.get() + panels_[next].weights : tile.weights + block;
+          tile.prefetch = last ? work.weights + panels_[next].weights : tile.weights + block;
           tile.prefetch += calls.first_tile(i) * turns * tile.prefetch_lines * kLineFloats;
           float* park = parks ? parked.get() + parked_before + (from - begin) * nr : nullptr;
           if (!first) {

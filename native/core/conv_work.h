@@ -11,9 +11,7 @@ namespace semisparse {
 // One run, and its division into tasks.
 struct Conv::Work {
   Geometry geometry;
-  // Of each image what its inputs are multiplied by, and behind the last image zeros; or null.
-  const float* gates;
-  size_t gate_stride;  // whole vectors
+  const float* weights;  // packed
   const float* residual;
   float* y;
   // What the kernels add to the linear parts and make of them: nothing where masked positions copy
