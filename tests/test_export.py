@@ -29,6 +29,11 @@ def after(first, second):
     return lambda m, x: second(m, first(m, x))
 
 
+def in_place(y, x):
+    y += x
+    return y
+
+
 def hard_gate(m, y):
     """A gate of each channel by its layer `b`."""
     return F.hardsigmoid(m.b(y.mean((2, 3), keepdim=True)))
@@ -229,6 +234,11 @@ KINDS = {
         lambda m, x: m.b(m.a(x)[:, :, 1:-1, ::2]),
         {"a": conv(), "b": conv()},
         {"Transpose": 1},
+    ),
+    "addition in place to all channels": (
+        lambda m, x: m.b(in_place(torch.cat([m.a(x), m.a(x)], 1)[:, :8], torch.cat([x, x], 1))),
+        {"a": conv(), "b": conv(8, 4)},
+        {"ScatterND": 0, "Add": 1},
     ),
     "channel shuffle": (
         lambda m, x: m.b(

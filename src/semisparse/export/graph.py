@@ -50,6 +50,8 @@ _RULES = (
     rules.materialize_reshape_shape_rule,
     rules.flatten_to_reshape_rule,
 )
+# What is left of `x[:, :n] += y` where n are all channels. They look for what the rules above leave.
+_RULES_AFTER = (rules.no_op_dynamic_scatter_nd_rule, rules.no_op_static_scatter_nd_rule)
 
 
 def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
@@ -113,6 +115,8 @@ def simplify(model: ir.Model) -> None:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     rewriter.RewritePass(_RULES)(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.IdentityEliminationPass()(model)
+    rewriter.RewritePass(_RULES_AFTER)(model)
     passes.IdentityEliminationPass()(model)
     remove_unused(model)
 
