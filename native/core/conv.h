@@ -150,6 +150,9 @@ class Conv {
   void gather_blanks(const Gather& gather, const GatherPlanes& planes) const;
   void activate_rows(const Finish& finish, const uint32_t* dests, size_t count, float* y,
                      size_t ldy, size_t n) const;
+  template <typename Entry>
+  void activate_rows(const Finish& finish, const Entry* entries, size_t count, float* y, size_t ldy,
+                     size_t n) const;
 
   semisparse_conv_desc desc_;
   std::optional<Positions> positions_;  // none: dense

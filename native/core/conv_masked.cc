@@ -16,16 +16,21 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // As epilogue::spread, then the activation where that is no clamp.
 void Conv::spread(const epilogue::Spread& spread) const {
   epilogue_->spread(spread);
-  for (size_t i = 0; i < spread.count && finish_.activate != nullptr; ++i) {
-    finish_.activate(spread.y + spread.entries[i].dest * spread.ldy, spread.n, desc_.activation_a);
-  }
+  activate_rows(finish_, spread.entries, spread.count, spread.y, spread.ldy, spread.n);
 }
 
 void Conv::activate_rows(const Finish& finish, const uint32_t* dests, size_t count, float* y,
                          size_t ldy, size_t n) const {
-  for (size_t i = 0; i < count && finish.activate != nullptr; ++i) {
-    finish.activate(y + dests[i] * ldy, n, desc_.activation_a);
-  }
+  if (finish.activate == nullptr || count == 0) return;
+  finish.activate({dests, 1, count, y, ldy, n}, desc_.activation_a);
+}
+
+template <typename Entry>
+void Conv::activate_rows(const Finish& finish, const Entry* entries, size_t count, float* y,
+                         size_t ldy, size_t n) const {
+  if (finish.activate == nullptr || count == 0) return;
+  constexpr size_t kStep = sizeof(Entry) / sizeof(uint32_t);
+  finish.activate({&entries->dest, kStep, count, y, ldy, n}, desc_.activation_a);
 }
 
 // Rows of y, those at dest_of(i) for i in [begin, end), to the `count` places that copy them.
@@ -125,13 +130,8 @@ void Conv::complete_means(size_t images, const float* residual, float* y, const 
   float* linear = in_place ? y : scratch->data();
   first(linear);
 
-  const auto& [lo, hi, activate] = means_finish_;
-  const auto activate_rows = [&, act = activate](float* to, const auto* entries, size_t count) {
-    for (size_t i = 0; i < count && act != nullptr; ++i) {
-      act(to + entries[i].dest * row, row, desc_.activation_a);
-    }
-  };
-  parallel(images * kTasksWanted, [&, low = lo, high = hi](size_t task) {
+  const Finish& finish = means_finish_;
+  parallel(images * kTasksWanted, [&](size_t task) {
     const size_t offset = task / kTasksWanted * plane;
     const size_t share = task % kTasksWanted;
     const float* from = linear + offset;
@@ -144,14 +144,14 @@ void Conv::complete_means(size_t images, const float* residual, float* y, const 
     };
     const auto spread_part = [&](const std::vector<epilogue::Pair>& list) {
       const auto [pairs, count] = part(list);
-      epilogue_->spread({pairs, count, from, row, added, to, row, row, low, high});
-      activate_rows(to, pairs, count);
+      epilogue_->spread({pairs, count, from, row, added, to, row, row, finish.lo, finish.hi});
+      activate_rows(finish, pairs, count, to, row, row);
     };
     if (!in_place) spread_part(means_->computed);
     spread_part(means_->copies);
     const auto [means, count] = part(means_->means);
-    epilogue_->mean({means, count, from, row, added, to, row, row, low, high});
-    activate_rows(to, means, count);
+    epilogue_->mean({means, count, from, row, added, to, row, row, finish.lo, finish.hi});
+    activate_rows(finish, means, count, to, row, row);
   });
 }
 

@@ -256,15 +256,14 @@ void Conv::run_winograd(const Winograd& winograd, const Work& work,
 void Conv::finish_winograd(const Work& work, const Winograd::Done& done) const {
   if (!done.finite) {
     recompute(work, done);
-  } else if (finish_.activate != nullptr) {
+  } else if (finish_.activate != nullptr && done.count != 0) {
     const Geometry& g = work.geometry;
     const Panel& panel = panels_[done.panel];
     const size_t first = done.image * static_cast<size_t>(g.out_height * g.out_width);
-    for (size_t i = 0; i < done.count; ++i) {
-      const size_t position = first + done.entries[i].position;
-      finish_.activate(work.y + position * out_channels() + panel.first, panel.count,
-                       desc_.activation_a);
-    }
+    constexpr size_t kStep = sizeof(winograd::Entry) / sizeof(uint32_t);
+    finish_.activate({&done.entries->position, kStep, done.count,
+                      work.y + first * out_channels() + panel.first, out_channels(), panel.count},
+                     desc_.activation_a);
   }
 }
 

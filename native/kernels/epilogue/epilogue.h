@@ -4,7 +4,8 @@
 //                 for every pair (s, d) and j < n
 //     mean:       the same of (1 - w) * linear[a * ldl + j] + w * linear[b * ldl + j]
 //                 for every (a, b, d, w)
-//     activate:   y[j] = activation(y[j])                            activations that are no clamp
+//     activate:   y[d * ldy + j] = activation(y[d * ldy + j])        activations that are no clamp
+//                 for every place d and j < n
 //
 // NaN comes through all of them.
 #pragma once
@@ -41,9 +42,18 @@ struct Rows {
 using Spread = Rows<Pair>;
 using MeanRows = Rows<Mean>;
 
+// Output positions d = dests[i * step], i < count: by themselves, or in a list of entries.
+struct Places {
+  const uint32_t* dests;
+  size_t step, count;
+  float* y;
+  size_t ldy;
+  size_t n;
+};
+
 using SpreadFunction = void (*)(const Spread& spread);
 using MeanFunction = void (*)(const MeanRows& rows);
-using Activate = void (*)(float* y, size_t n, float a);
+using Activate = void (*)(const Places& places, float a);
 
 struct Kernel {
   const char* name;
@@ -56,14 +66,14 @@ struct Kernel {
   Activate hard_sigmoid;
 };
 
-#define SEMISPARSE_EPILOGUE(isa)                      \
-  void spread_##isa(const Spread& spread);            \
-  void mean_##isa(const MeanRows& rows);              \
-  void leaky_relu_##isa(float* y, size_t n, float a); \
-  void silu_##isa(float* y, size_t n, float a);       \
-  void hard_swish_##isa(float* y, size_t n, float a); \
-  void sigmoid_##isa(float* y, size_t n, float a);    \
-  void hard_sigmoid_##isa(float* y, size_t n, float a);
+#define SEMISPARSE_EPILOGUE(isa)                        \
+  void spread_##isa(const Spread& spread);              \
+  void mean_##isa(const MeanRows& rows);                \
+  void leaky_relu_##isa(const Places& places, float a); \
+  void silu_##isa(const Places& places, float a);       \
+  void hard_swish_##isa(const Places& places, float a); \
+  void sigmoid_##isa(const Places& places, float a);    \
+  void hard_sigmoid_##isa(const Places& places, float a);
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 

@@ -27,12 +27,16 @@ Vec::T sigmoid_of(Vec::T x) {
   return Vec::div(Vec::set1(1), Vec::add(Vec::set1(1), e));
 }
 
+// All rows in one call, so that the constants of f stay in registers.
 template <typename F>
-void map(float* y, size_t n, F f) {
+void map(const Places p, F f) {
   constexpr size_t kLanes = Vec::kLanes;
-  size_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) Vec::store(y + j, f(Vec::load(y + j)));
-  if (j < n) Vec::store_first(y + j, f(Vec::load_first(y + j, n - j)), n - j);
+  for (size_t i = 0; i < p.count; ++i) {
+    float* y = p.y + p.dests[i * p.step] * p.ldy;
+    size_t j = 0;
+    for (; j + kLanes <= p.n; j += kLanes) Vec::store(y + j, f(Vec::load(y + j)));
+    if (j < p.n) Vec::store_first(y + j, f(Vec::load_first(y + j, p.n - j)), p.n - j);
+  }
 }
 
 // With its own copy of the arguments: a vector store may alias anything.
@@ -121,37 +125,37 @@ void mean(const MeanRows& s) {
   }
 }
 
-void leaky_relu(float* y, size_t n, float a) {
-  map(y, n, [&](Vec::T x) { return Vec::select_negative(x, Vec::mul(x, Vec::set1(a)), x); });
+void leaky_relu(const Places& places, float a) {
+  map(places, [&](Vec::T x) { return Vec::select_negative(x, Vec::mul(x, Vec::set1(a)), x); });
 }
 
-void silu(float* y, size_t n, float) {
-  map(y, n, [](Vec::T x) { return Vec::mul(x, sigmoid_of(x)); });
+void silu(const Places& places, float) {
+  map(places, [](Vec::T x) { return Vec::mul(x, sigmoid_of(x)); });
 }
 
-void sigmoid(float* y, size_t n, float) { map(y, n, sigmoid_of); }
+void sigmoid(const Places& places, float) { map(places, sigmoid_of); }
 
 Vec::T hard_sigmoid_of(Vec::T x) {
   const Vec::T line = Vec::fma(x, Vec::set1(1.0f / 6), Vec::set1(0.5f));
   return Vec::clamp(line, Vec::set1(0), Vec::set1(1));
 }
 
-void hard_sigmoid(float* y, size_t n, float) { map(y, n, hard_sigmoid_of); }
+void hard_sigmoid(const Places& places, float) { map(places, hard_sigmoid_of); }
 
-void hard_swish(float* y, size_t n, float) {
-  map(y, n, [](Vec::T x) { return Vec::mul(x, hard_sigmoid_of(x)); });
+void hard_swish(const Places& places, float) {
+  map(places, [](Vec::T x) { return Vec::mul(x, hard_sigmoid_of(x)); });
 }
 
 }  // namespace
 }  // namespace semisparse::epilogue
 
-#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                           \
-  namespace semisparse::epilogue {                                                \
-  void spread_##isa(const Spread& s) { spread(s); }                               \
-  void mean_##isa(const MeanRows& s) { mean(s); }                                 \
-  void leaky_relu_##isa(float* y, size_t n, float a) { leaky_relu(y, n, a); }     \
-  void silu_##isa(float* y, size_t n, float a) { silu(y, n, a); }                 \
-  void hard_swish_##isa(float* y, size_t n, float a) { hard_swish(y, n, a); }     \
-  void sigmoid_##isa(float* y, size_t n, float a) { sigmoid(y, n, a); }           \
-  void hard_sigmoid_##isa(float* y, size_t n, float a) { hard_sigmoid(y, n, a); } \
+#define SEMISPARSE_EPILOGUE_DEFINE(isa)                                               \
+  namespace semisparse::epilogue {                                                    \
+  void spread_##isa(const Spread& s) { spread(s); }                                   \
+  void mean_##isa(const MeanRows& s) { mean(s); }                                     \
+  void leaky_relu_##isa(const Places& places, float a) { leaky_relu(places, a); }     \
+  void silu_##isa(const Places& places, float a) { silu(places, a); }                 \
+  void hard_swish_##isa(const Places& places, float a) { hard_swish(places, a); }     \
+  void sigmoid_##isa(const Places& places, float a) { sigmoid(places, a); }           \
+  void hard_sigmoid_##isa(const Places& places, float a) { hard_sigmoid(places, a); } \
   }

@@ -151,13 +151,33 @@ void check_activation(const char* name, epilogue::Activate activate, float a,
   const std::vector<float> all = arguments();
   Random random(1);
   for (size_t from = 0; from < all.size();) {
-    // Lengths of every remainder, so that the tail is the kernel's own and not a lucky vector.
-    const size_t n = std::min(all.size() - from, random.size(1, 80));
-    Guarded<float> y(n, random);
-    for (size_t i = 0; i < n; ++i) y[i] = all[from + i];
-    activate(y.data(), n, a);
-    for (size_t i = 0; i < n; ++i) {
-      const double x = all[from + i];
+    // Lengths of every remainder, so that the tail is the kernel's own and not a lucky vector; some
+    // rows in any order, at places by themselves or in a list of entries.
+    const size_t n = random.size(1, 80);
+    const size_t count = random.size(1, 5);
+    const size_t step = random.size(1, 3);
+    const size_t ldy = n + random.size(0, 3);
+    const std::vector<uint32_t> places = test::destinations(count, random);
+    std::vector<uint32_t> dests(count * step, 77);
+    for (size_t i = 0; i < count; ++i) dests[i * step] = places[i];
+    Guarded<float> y((places.size() - 1) * ldy + n, random);
+    for (size_t i = 0; i < y.size(); ++i) y[i] = -77;
+    std::vector<float> given(y.size(), NAN);
+    std::vector<bool> used(y.size());
+    for (size_t i = 0; i < count; ++i) {
+      for (size_t j = 0; j < n; ++j) {
+        const size_t at = places[i] * ldy + j;
+        y[at] = given[at] = all[std::min(from++, all.size() - 1)];
+        used[at] = true;
+      }
+    }
+    activate({dests.data(), step, count, y.data(), ldy, n}, a);
+    for (size_t i = 0; i < y.size(); ++i) {
+      if (!used[i]) {
+        CHECK_EQUAL(y[i], -77.0f);
+        continue;
+      }
+      const double x = given[i];
       const double want = reference(x);
       const bool good = std::isfinite(want) ? std::abs(y[i] - want) <= error(x, want)
                                             : test::same(y[i], static_cast<float>(want));
@@ -166,7 +186,6 @@ void check_activation(const char* name, epilogue::Activate activate, float a,
                       std::to_string(y[i]) + ", want " + std::to_string(want);
       CHECK(good);
     }
-    from += n;
   }
 }
 
