@@ -224,7 +224,21 @@ KINDS = {
         {"a": conv(), "b": conv(), "p": nn.PReLU(4)},
         {"PRelu": 1, "Transpose": 1},
     ),
-    "gelu": (lambda m, x: m.b(F.gelu(m.a(x))), {"a": conv(), "b": conv()}, {"Transpose": 1}),
+    "gelu": (
+        lambda m, x: m.b(F.gelu(m.a(x))),
+        {"a": conv(), "b": conv()},
+        {"ConvFillNearestGelu": 1, "Erf": 0, "Transpose": 1},
+    ),
+    "gelu by the tangent": (
+        lambda m, x: m.b(F.gelu(m.a(x), approximate="tanh")),
+        {"a": conv(), "b": conv()},
+        {"ConvFillNearest": 2, "Tanh": 1, "Transpose": 1},
+    ),
+    "error function that is no gelu": (
+        after(lambda m, x: m.a(x), lambda m, y: m.b(y * (torch.erf(y / 1.5) + 1) * 0.5)),
+        {"a": conv(), "b": conv()},
+        {"ConvFillNearest": 2, "Erf": 1, "Transpose": 1},
+    ),
     "concat and split": (
         lambda m, x: m.b(torch.cat([m.a(x)[:, :3], *m.a(x).chunk(2, 1)], 1)),
         {"a": conv(), "b": conv(7, 4)},
@@ -342,6 +356,7 @@ ACTIVATIONS = {
     "HardSwish": nn.Hardswish(),
     "Sigmoid": nn.Sigmoid(),
     "HardSigmoid": nn.Hardsigmoid(),
+    "Gelu": nn.GELU(),
 }
 
 

@@ -27,6 +27,7 @@ ACTIVATIONS = {
     "hard_swish": lambda v: v * np.clip(v / 6 + 0.5, 0, 1),
     "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
     "hard_sigmoid": lambda v: np.clip(v / 6 + 0.5, 0, 1),
+    "gelu": lambda v: 0.5 * v * (1 + np.vectorize(math.erf, otypes=[float])(v / math.sqrt(2))),
 }
 PARAMETERS = {"clip": (-0.5, 1.5), "leaky_relu": (0.1, 0.0)}
 

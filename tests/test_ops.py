@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "HardSwish": torch.nn.functional.hardswish,
     "Sigmoid": torch.sigmoid,
     "HardSigmoid": torch.nn.functional.hardsigmoid,
+    "Gelu": torch.nn.functional.gelu,
 }
 PARAMETERS = {"Clip": {"min": -0.25, "max": 0.75}, "LeakyRelu": {"alpha": 0.2}}
 ALL = [
@@ -139,13 +140,13 @@ def test_names_are_those_of_the_format():
     assert ops.ConvOp("mean", True).inputs == ("X", "W", "B", "sources", "share", "R")
     assert ops.ConvOp("nearest", True, gated=True).name == "ConvGatedFillNearestAdd"
     assert ops.ConvOp("bias", True, gated=True).inputs == ("X", "W", "B", "mask", "G", "R")
-    assert len({op.name for op in ALL}) == 192
+    assert len({op.name for op in ALL}) == 216
     assert ops.ChainOp("ExpandDepthwise").name == "ExpandDepthwise"
     residual = ops.ChainOp("ExpandDepthwiseProject", "nearest", True, "Clip")
     assert residual.name == "ExpandDepthwiseProjectFillNearestAddClip"
     mean = ops.ChainOp("DepthwiseProject", "mean", True, "Clip")
     assert mean.name == "DepthwiseProjectFillMeanAddClip"
-    assert len({op.name for op in CHAINS}) == 120
+    assert len({op.name for op in CHAINS}) == 140
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,9 @@ Options parse(const std::vector<std::string>& args) {
 }
 
 semisparse_activation activation(const std::string& name) {
-  static const char* const kNames[] = {"identity", "relu",       "clip",    "leaky_relu",
-                                       "silu",     "hard_swish", "sigmoid", "hard_sigmoid"};
+  static const char* const kNames[] = {"identity",   "relu",         "clip",
+                                       "leaky_relu", "silu",         "hard_swish",
+                                       "sigmoid",    "hard_sigmoid", "gelu"};
   const auto found = std::find(std::begin(kNames), std::end(kNames), name);
   if (found == std::end(kNames)) refuse("activation '" + name + "' is unknown");
   return static_cast<semisparse_activation>(found - std::begin(kNames));

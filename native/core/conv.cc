@@ -60,7 +60,7 @@ void check(const semisparse_conv_desc& d) {
             " is unknown; it must be one of semisparse_layout");
   }
   const int activation = number_of(d.activation);
-  if (activation < SEMISPARSE_IDENTITY || activation > SEMISPARSE_HARD_SIGMOID) {
+  if (activation < SEMISPARSE_IDENTITY || activation > SEMISPARSE_GELU) {
     invalid("activation " + std::to_string(activation) +
             " is unknown; it must be one of semisparse_activation");
   }
@@ -153,6 +153,8 @@ Conv::Finish Conv::finish_of(const semisparse_conv_desc& desc, const epilogue::K
       return {-kInfinity, kInfinity, kernel.sigmoid};
     case SEMISPARSE_HARD_SIGMOID:
       return {-kInfinity, kInfinity, kernel.hard_sigmoid};
+    case SEMISPARSE_GELU:
+      return {-kInfinity, kInfinity, kernel.gelu};
   }
   return kLinear;
 }

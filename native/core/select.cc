@@ -53,7 +53,7 @@ const Entry<epilogue::Kernel> kEpilogue[] = {
   {isa,                                                                                         \
    {"epilogue_" #isa, epilogue::spread_##isa, epilogue::mean_##isa, epilogue::leaky_relu_##isa, \
     epilogue::silu_##isa, epilogue::hard_swish_##isa, epilogue::sigmoid_##isa,                  \
-    epilogue::hard_sigmoid_##isa}},
+    epilogue::hard_sigmoid_##isa, epilogue::gelu_##isa}},
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 };

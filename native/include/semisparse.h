@@ -39,7 +39,8 @@ typedef enum semisparse_activation {
   SEMISPARSE_SILU = 4,       /* v * sigmoid(v) */
   SEMISPARSE_HARD_SWISH = 5, /* v * min(max(v / 6 + 0.5, 0), 1) */
   SEMISPARSE_SIGMOID = 6,
-  SEMISPARSE_HARD_SIGMOID = 7 /* min(max(v / 6 + 0.5, 0), 1) */
+  SEMISPARSE_HARD_SIGMOID = 7, /* min(max(v / 6 + 0.5, 0), 1) */
+  SEMISPARSE_GELU = 8          /* v * (1 + erf(v / sqrt(2))) / 2 */
 } semisparse_activation;
 
 typedef enum semisparse_fill {

@@ -31,6 +31,7 @@ constexpr ActivationName kActivations[] = {
     {SEMISPARSE_CLIP, "Clip"},       {SEMISPARSE_LEAKY_RELU, "LeakyRelu"},
     {SEMISPARSE_SILU, "Silu"},       {SEMISPARSE_HARD_SWISH, "HardSwish"},
     {SEMISPARSE_SIGMOID, "Sigmoid"}, {SEMISPARSE_HARD_SIGMOID, "HardSigmoid"},
+    {SEMISPARSE_GELU, "Gelu"},
 };
 
 // What gates end with; the layers of a block do not have it between them.

@@ -86,7 +86,7 @@ void check_create() {
     refuse("input_layout",
            [=](Arguments& a) { std::memcpy(&a.desc.input_layout, &value, sizeof(value)); });
   }
-  for (const int value : {-1, 8, 1 << 30}) {
+  for (const int value : {-1, 9, 1 << 30}) {
     refuse("activation", [=](Arguments& a) {
       // The C caller's enum can hold anything.
       std::memcpy(&a.desc.activation, &value, sizeof(value));

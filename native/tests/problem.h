@@ -53,7 +53,7 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
     desc.pads[i] = random.between(0, 3);
     desc.pads[i + 2] = random.between(0, 3);
   }
-  desc.activation = static_cast<semisparse_activation>(random.between(0, 7));
+  desc.activation = static_cast<semisparse_activation>(random.between(0, 8));
   if (desc.activation == SEMISPARSE_CLIP) {
     desc.activation_b = 6;
   } else if (desc.activation == SEMISPARSE_LEAKY_RELU) {
@@ -245,6 +245,8 @@ inline void Problem::reference(Guarded<float>& y) {
         return epilogue::reference_sigmoid(v);
       case SEMISPARSE_HARD_SIGMOID:
         return epilogue::reference_hard_sigmoid(v);
+      case SEMISPARSE_GELU:
+        return epilogue::reference_gelu(v);
       default:
         return v;
     }

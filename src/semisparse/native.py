@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "hard_swish": 5,
     "sigmoid": 6,
     "hard_sigmoid": 7,
+    "gelu": 8,
 }
 FILLS = {"bias": 0, "nearest": 1}
 LAYOUTS = {"nhwc": 0, "nchw": 1}

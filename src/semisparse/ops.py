@@ -27,6 +27,14 @@ _ACTIVATION_BODIES = {
     "HardSwish": "Y = HardSwish(y)",
     "Sigmoid": "Y = Sigmoid(y)",
     "HardSigmoid": "Y = HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>(y)",
+    "Gelu": "root = Constant<value_float = 1.41421356>()\n"
+    "unit = Constant<value_float = 1.0>()\n"
+    "half = Constant<value_float = 0.5>()\n"
+    "scaled = Div(y, root)\n"
+    "error = Erf(scaled)\n"
+    "doubled = Add(error, unit)\n"
+    "gate = Mul(doubled, half)\n"
+    "Y = Mul(y, gate)",
 }
 
 # Where would be Mul, an infinite input would turn masked positions into NaN.
@@ -100,7 +108,7 @@ CHAIN_FORMS = {
 }
 STAGE_SEPARATOR = "+"
 # Not Sigmoid and HardSigmoid, which are a gate's: the layers of a block do not have them between.
-CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish")
+CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish", "Gelu")
 
 _FILL_OF = {value: key for key, value in _FILLS.items()}
 _FILL = "|".join(_FILL_OF)
@@ -117,7 +125,8 @@ class ConvOp:
     Attributes:
         fill: "bias", "nearest", "mean", or None for a dense convolution.
         residual: whether a tensor of the output's shape is added before the activation.
-        activation: one of Relu, Clip, LeakyRelu, Silu, HardSwish, Sigmoid, HardSigmoid, or None.
+        activation: one of Relu, Clip, LeakyRelu, Silu, HardSwish, Sigmoid, HardSigmoid, Gelu, or
+            None.
         nchw: whether the input is NCHW; the output is NHWC either way.
         gated: whether the input is multiplied by a gate of each channel, as in squeeze and
             excitation (arXiv 1709.01507). Not with `nchw`.

@@ -64,16 +64,18 @@ struct Kernel {
   Activate hard_swish;
   Activate sigmoid;
   Activate hard_sigmoid;
+  Activate gelu;
 };
 
-#define SEMISPARSE_EPILOGUE(isa)                        \
-  void spread_##isa(const Spread& spread);              \
-  void mean_##isa(const MeanRows& rows);                \
-  void leaky_relu_##isa(const Places& places, float a); \
-  void silu_##isa(const Places& places, float a);       \
-  void hard_swish_##isa(const Places& places, float a); \
-  void sigmoid_##isa(const Places& places, float a);    \
-  void hard_sigmoid_##isa(const Places& places, float a);
+#define SEMISPARSE_EPILOGUE(isa)                          \
+  void spread_##isa(const Spread& spread);                \
+  void mean_##isa(const MeanRows& rows);                  \
+  void leaky_relu_##isa(const Places& places, float a);   \
+  void silu_##isa(const Places& places, float a);         \
+  void hard_swish_##isa(const Places& places, float a);   \
+  void sigmoid_##isa(const Places& places, float a);      \
+  void hard_sigmoid_##isa(const Places& places, float a); \
+  void gelu_##isa(const Places& places, float a);
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 

@@ -146,6 +146,29 @@ void hard_swish(const Places& places, float) {
   map(places, [](Vec::T x) { return Vec::mul(x, hard_sigmoid_of(x)); });
 }
 
+// x * (1 + erf(x / sqrt(2))) / 2 to within 2.5e-7 |x|. The part of the normal distribution between
+// 0 and x is x * P(x^2) / Q(x^2) with polynomials of degree 5, found for the least error up
+// to 5.75, where that is 1.4e-8; beyond, the distribution is 0 or 1 to float precision. It is 0
+// exactly, so that gelu(-inf) is the NaN that torch gives.
+Vec::T gelu_of(Vec::T x) {
+  constexpr float kEnd = 5.75f;
+  constexpr float kP[] = {6.388112979038851e-06f, 1.8235971219837666e-04f, 4.758947994560003e-03f,
+                          3.523904085159302e-02f, 3.989422023296356e-01f};
+  constexpr float kQ[] = {7.76810193201527e-05f, 1.9614771008491516e-03f, 2.9430771246552467e-02f,
+                          2.5499650835990906e-01f, 1.0f};
+  const Vec::T z = Vec::clamp(x, Vec::set1(-kEnd), Vec::set1(kEnd));
+  const Vec::T u = Vec::mul(z, z);
+  Vec::T p = Vec::set1(2.1313034892500582e-08f);
+  Vec::T q = Vec::set1(1.1581350918277167e-06f);
+  for (const float k : kP) p = Vec::fma(p, u, Vec::set1(k));
+  for (const float k : kQ) q = Vec::fma(q, u, Vec::set1(k));
+  const Vec::T distribution = Vec::fma(Vec::div(p, q), z, Vec::set1(0.5f));
+  const Vec::T zero = Vec::set1(0);
+  return Vec::mul(x, Vec::select_negative(Vec::add(x, Vec::set1(kEnd)), zero, distribution));
+}
+
+void gelu(const Places& places, float) { map(places, gelu_of); }
+
 }  // namespace
 }  // namespace semisparse::epilogue
 
@@ -158,4 +181,5 @@ void hard_swish(const Places& places, float) {
   void hard_swish_##isa(const Places& places, float a) { hard_swish(places, a); }     \
   void sigmoid_##isa(const Places& places, float a) { sigmoid(places, a); }           \
   void hard_sigmoid_##isa(const Places& places, float a) { hard_sigmoid(places, a); } \
+  void gelu_##isa(const Places& places, float a) { gelu(places, a); }                 \
   }

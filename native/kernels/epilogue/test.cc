@@ -25,7 +25,7 @@ struct Listed {
   const char* name;
   epilogue::SpreadFunction spread;
   epilogue::MeanFunction mean;
-  epilogue::Activate leaky_relu, silu, hard_swish, sigmoid, hard_sigmoid;
+  epilogue::Activate leaky_relu, silu, hard_swish, sigmoid, hard_sigmoid, gelu;
 };
 
 const Listed kKernels[] = {
@@ -38,7 +38,8 @@ const Listed kKernels[] = {
    epilogue::silu_##isa,         \
    epilogue::hard_swish_##isa,   \
    epilogue::sigmoid_##isa,      \
-   epilogue::hard_sigmoid_##isa},
+   epilogue::hard_sigmoid_##isa, \
+   epilogue::gelu_##isa},
 #include "kernels/epilogue/kernels.inc"
 #undef SEMISPARSE_EPILOGUE
 };
@@ -203,6 +204,8 @@ void check_activations(const Listed& kernel) {
                    [](double x, double want) {
                      return 3 * kUlp * std::abs(want) + 0x1p-125 * (1 + std::abs(x));
                    });
+  check_activation((name + " gelu").c_str(), kernel.gelu, 0, epilogue::reference_gelu,
+                   [](double x, double) { return 2.5e-7 * std::abs(x) + kLeast; });
   check_activation(
       (name + " hard_sigmoid").c_str(), kernel.hard_sigmoid, 0, epilogue::reference_hard_sigmoid,
       [](double x, double) { return kUlp * (0.5 + std::abs(std::clamp(x, -4.0, 4.0)) / 4); });

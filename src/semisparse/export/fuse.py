@@ -86,9 +86,11 @@ def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
     if op.activation is not None or out.is_graph_output():
         return None
     if len(readers) == 2:
-        gated = _gate(out, readers)
-        fused_op = dataclasses.replace(op, activation="Silu")
-        return _replace(graph, conv, fused_op, gated, conv.inputs) if gated is not None else None
+        for activation, last in (("Silu", _gate(out, readers)), ("Gelu", _gelu(out, readers))):
+            if last is not None:
+                fused_op = dataclasses.replace(op, activation=activation)
+                return _replace(graph, conv, fused_op, last, conv.inputs)
+        return None
     if len(readers) != 1 or readers[0].domain:
         return None
     reader = readers[0]
@@ -117,6 +119,42 @@ def _gate(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
         ):
             return product
     return None
+
+
+def _gelu(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
+    """The last multiplication of `x * ((erf(x / sqrt(2)) + 1) * 0.5)`."""
+    for scaled, product in (readers, readers[::-1]):
+        value: ir.Value | None = out
+        for op_type, constant in (("Div", 2**0.5), ("Erf", None), ("Add", 1.0), ("Mul", 0.5)):
+            node = scaled if value is out else _only_reader(value)
+            if node is None or node.op_type != op_type or node.domain:
+                break
+            if constant is not None and not _has_constant(node, constant):
+                break
+            value = node.outputs[0]
+        else:
+            if product.op_type == "Mul" and set(product.inputs) == {out, value}:
+                return product if _only_reader(value) is product else None
+    return None
+
+
+def _only_reader(value: ir.Value | None) -> ir.Node | None:
+    if value is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    return value.consumers()[0]
+
+
+def _has_constant(node: ir.Node, wanted: float) -> bool:
+    """Whether one operand is that number; the divisor of a division."""
+    operands = node.inputs[1:] if node.op_type == "Div" else node.inputs
+    return any(
+        value is not None
+        and is_constant(value)
+        and value.const_value is not None
+        and value.const_value.size == 1
+        and math.isclose(_scalar(value) or 0.0, wanted, rel_tol=1e-6)
+        for value in operands
+    )
 
 
 def _activation(node: ir.Node) -> dict[str, float] | None:
