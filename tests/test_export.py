@@ -219,6 +219,19 @@ KINDS = {
         {"a": conv(), "b": conv()},
         {"Transpose": 1},
     ),
+    "layer scale": (
+        lambda m, x: m.b(x + m.a(x) * torch.linspace(0.1, 1, 4).view(4, 1, 1)),
+        {"a": conv(), "b": conv()},
+        {"ConvFillNearestAdd": 1, "Mul": 0},
+    ),
+    "layer scale of a value read twice": (
+        after(
+            lambda m, x: m.a(x),
+            lambda m, y: m.b(y + y * torch.linspace(0.1, 1, 4).view(1, 4, 1, 1)),
+        ),
+        {"a": conv(), "b": conv()},
+        {"ConvFillNearest": 2, "Mul": 1},
+    ),
     "prelu": (
         lambda m, x: m.b(m.p(m.a(x))),
         {"a": conv(), "b": conv(), "p": nn.PReLU(4)},

@@ -1,4 +1,4 @@
-"""Batch normalisation as part of a convolution.
+"""Batch normalisation and scales by channel as part of a convolution.
 
 Exact for masked convolutions too: with `y = a * (fill(W * x) + b) + c` per channel, the scale `a`
 goes into the weights, and `a * b + c` is the folded bias that masked positions hold.
@@ -17,16 +17,14 @@ def fold_batch_norm(model: ir.Model) -> None:
     """Fold every 2-d batch normalisation into the convolution before it.
 
     Where there is none, or its output is used elsewhere too, a depthwise 1x1 convolution takes its
-    place. A convolution that is called twice gets its own weights for each call.
+    place. A convolution that is called twice gets its own weights for each call. Products with a
+    constant of each channel, as layer scale is (arXiv 2103.17239), are folded where they can be.
     """
     for node in list(model.graph):
-        if node.op_type != "BatchNormalization" or not all(map(is_constant, node.inputs[1:])):
+        affine = _batch_norm(node) or _channel_scale(node)
+        if affine is None:
             continue
-        x = node.inputs[0]
-        assert x is not None
-        if x.shape is None or x.shape.rank() != 4:
-            continue
-        scale, shift = _affine(node)
+        x, scale, shift = affine
         conv = x.producer()
         if conv is not None and _can_fold(conv):
             _fold(model, conv, scale, shift)
@@ -34,16 +32,38 @@ def fold_batch_norm(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(y, x, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
             x.name = y.name
-        else:
+        elif node.op_type == "BatchNormalization":
             _replace(model, node, scale, shift)
     remove_unused(model)
 
 
-def _affine(node: ir.Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scale and shift per channel, in float64."""
+# What is normalised or scaled, and scale and shift per channel in float64.
+_Affine = tuple[ir.Value, NDArray[np.float64], NDArray[np.float64]]
+
+
+def _batch_norm(node: ir.Node) -> _Affine | None:
+    x = node.inputs[0] if node.inputs else None
+    if node.op_type != "BatchNormalization" or not all(map(is_constant, node.inputs[1:])):
+        return None
+    if x is None or x.shape is None or x.shape.rank() != 4:
+        return None
     gamma, beta, mean, variance = (_array(value) for value in node.inputs[1:])
     scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return scale, beta - mean * scale
+    return x, scale, beta - mean * scale
+
+
+def _channel_scale(node: ir.Node) -> _Affine | None:
+    if node.op_type != "Mul" or node.domain:
+        return None
+    for x, factor in (node.inputs, node.inputs[::-1]):
+        if x is None or factor is None or not is_constant(factor):
+            continue
+        if x.shape is None or x.shape.rank() != 4 or not isinstance(x.shape[1], int):
+            continue
+        scale = _array(factor)
+        if scale.shape in ((x.shape[1], 1, 1), (1, x.shape[1], 1, 1)):
+            return x, scale.ravel(), np.zeros(scale.size)
+    return None
 
 
 def _can_fold(conv: ir.Node) -> bool:
