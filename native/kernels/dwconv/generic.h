@@ -136,9 +136,9 @@ inline void all_channels(const Strip& s, const F& f) {
 }
 
 // Filters of more taps than the registers hold weights. Positions are taken in groups, so that a
-// weight is loaded once for all of them. With AVX-512 5x5 and 7x7 are 1.5 to 1.8 times as fast as
-// with weights read again for each position, with AVX2 3x3 1.1 to 1.2 times and 5x5 no slower;
-// groups of 3, 6 and 8 and single vectors of channels were slower there (EPYC, Zen 4).
+// weight is loaded once for all of them: 5x5 and 7x7 are 1.6 to 1.9 times as fast as with weights
+// read again for each position (at 0.3 1.4 to 1.6), and on AVX2 3x3 1.04 to 1.19 times (EPYC, Zen
+// 4). Groups of 3, 6 and 8 and single vectors of channels were slower on AVX2.
 constexpr size_t kGroup = 4;
 
 // Where tap t of position i lies.
@@ -182,6 +182,7 @@ inline void adjoining(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes, V
                       Vec::T hi) {
   constexpr size_t kLanes = Vec::kLanes;
   constexpr size_t P = kGroup;
+  const std::ptrdiff_t column = kOffsets ? s.offsets[1] : 0;
   Vec::T acc[P][NV];
 #pragma GCC unroll 4
   for (size_t v = 0; v < NV; ++v) {
@@ -197,10 +198,13 @@ inline void adjoining(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes, V
 #pragma GCC unroll 4
       for (size_t v = 0; v < NV; ++v) w[k][v] = Vec::load(weights + v * kLanes);
     }
+    const float* row = tap_of<kOffsets>(s, i, t);
 #pragma GCC unroll 16
     for (size_t j = 0; j < P + K - 1; ++j) {
       const size_t last = j < K ? 0 : j - K + 1;
-      const float* x = tap_of<kOffsets>(s, i + last, t + j - last) + c;
+      const float* x = kOffsets ? row + static_cast<std::ptrdiff_t>(j) * column
+                                : tap_of<kOffsets>(s, i + last, t + j - last);
+      x += c;
 #pragma GCC unroll 4
       for (size_t v = 0; v < NV; ++v) {
         const Vec::T in = lanes.template load<NV>(x, v);
