@@ -57,7 +57,7 @@ class Conv {
   // Winograd's algorithm, which have made their tiles, nor for those with means.
   void keep_read(Plane plane, const std::vector<uint8_t>& read);
 
-  // Whether inputs may be multiplied by a gate as they are read.
+  // Whether a run may multiply the input's channels by a gate of each image.
   bool takes_gate() const;
   // gate: [batch, in_channels], or null.
   void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
