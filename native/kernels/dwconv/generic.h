@@ -147,17 +147,23 @@ inline const float* tap_of(const Strip& s, size_t i, size_t t) {
   return kOffsets ? s.rows[i] + s.offsets[t] : s.rows[i * s.taps + t];
 }
 
+// The sums of a group begin with the bias.
+template <size_t P, size_t NV>
+inline void start(const Strip& s, size_t c, Vec::T (&acc)[P][NV]) {
+#pragma GCC unroll 4
+  for (size_t v = 0; v < NV; ++v) {
+    acc[0][v] = Vec::load(s.bias + c + v * Vec::kLanes);
+#pragma GCC unroll 8
+    for (size_t p = 1; p < P; ++p) acc[p][v] = acc[0][v];
+  }
+}
+
 // Positions anywhere.
 template <size_t P, size_t NV, bool kOffsets, bool kWhole>
 inline void apart(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes, Vec::T lo, Vec::T hi) {
   constexpr size_t kLanes = Vec::kLanes;
   Vec::T acc[P][NV];
-#pragma GCC unroll 4
-  for (size_t v = 0; v < NV; ++v) {
-    acc[0][v] = Vec::load(s.bias + c + v * kLanes);
-#pragma GCC unroll 8
-    for (size_t p = 1; p < P; ++p) acc[p][v] = acc[0][v];
-  }
+  start<P, NV>(s, c, acc);
   const float* weights = s.weights + c;
   for (size_t t = 0; t < s.taps; ++t, weights += s.ldw) {
     Vec::T w[NV];
@@ -184,12 +190,7 @@ inline void adjoining(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes, V
   constexpr size_t P = kGroup;
   const std::ptrdiff_t column = kOffsets ? s.offsets[1] : 0;
   Vec::T acc[P][NV];
-#pragma GCC unroll 4
-  for (size_t v = 0; v < NV; ++v) {
-    acc[0][v] = Vec::load(s.bias + c + v * kLanes);
-#pragma GCC unroll 8
-    for (size_t p = 1; p < P; ++p) acc[p][v] = acc[0][v];
-  }
+  start<P, NV>(s, c, acc);
   const float* weights = s.weights + c;
   for (size_t t = 0; t < s.taps; t += K) {
     Vec::T w[K][NV];

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from semisparse import ops
-from semisparse.export.graph import constant, is_constant
+from semisparse.export.graph import constant, is_constant, only_reader
 from semisparse.export.twins import TO_NCHW, TO_NHWC, Twins, attributes_of
 
 Rule = Callable[[Twins, ir.Node], bool]
@@ -224,10 +224,8 @@ def _shuffle(twins: Twins, node: ir.Node) -> bool:
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    readers = value.consumers()
-    if len(readers) != 1 or value.is_graph_output() or readers[0].op_type != op_type:
-        return None
-    return readers[0]
+    reader = only_reader(value)
+    return reader if reader is not None and reader.op_type == op_type else None
 
 
 def _is_float_plane(value: ir.Value | None) -> bool:

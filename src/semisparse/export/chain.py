@@ -10,7 +10,7 @@ import torch
 
 from semisparse import ops
 from semisparse.export.fuse import is_conv, is_pointwise
-from semisparse.export.graph import constant, remove_unused
+from semisparse.export.graph import constant, only_reader, remove_unused
 from semisparse.export.mask import fill_arrays
 
 
@@ -58,22 +58,17 @@ def _chain(depthwise: ir.Node) -> tuple[ops.ChainOp, list[ir.Node]] | None:
 def _expansion(depthwise: ir.Node) -> ir.Node | None:
     x = depthwise.inputs[0]
     node = x.producer() if x is not None else None
-    if node is None or not _is_pointwise(node) or _only_reader(node) is not depthwise:
+    if node is None or not _is_pointwise(node) or only_reader(node.outputs[0]) is not depthwise:
         return None
     residual = ops.ConvOp.parse(node.op_type).residual
     return node if not residual and _activation(node) == _activation(depthwise) else None
 
 
 def _projection(depthwise: ir.Node) -> ir.Node | None:
-    node = _only_reader(depthwise)
+    node = only_reader(depthwise.outputs[0])
     if node is None or not _is_pointwise(node) or node.inputs[0] is not depthwise.outputs[0]:
         return None
     return node if ops.ConvOp.parse(node.op_type).activation is None else None
-
-
-def _only_reader(node: ir.Node) -> ir.Node | None:
-    out = node.outputs[0]
-    return None if out.is_graph_output() or len(out.uses()) != 1 else out.consumers()[0]
 
 
 def _is_depthwise(node: ir.Node) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from semisparse.export.graph import constant, is_constant, remove_unused
+from semisparse.export.graph import constant, is_constant, only_reader, remove_unused
 
 
 def fold_batch_norm(model: ir.Model) -> None:
@@ -67,12 +67,10 @@ def _channel_scale(node: ir.Node) -> _Affine | None:
 
 
 def _can_fold(conv: ir.Node) -> bool:
-    out = conv.outputs[0]
     return (
         conv.op_type == "Conv"
         and all(map(is_constant, conv.inputs[1:]))
-        and len(out.uses()) == 1
-        and not out.is_graph_output()
+        and only_reader(conv.outputs[0]) is not None
     )
 
 

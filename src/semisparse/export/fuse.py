@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from semisparse import ops
-from semisparse.export.graph import is_constant, remove_unused
+from semisparse.export.graph import is_constant, only_reader, remove_unused
 
 
 def fuse(model: ir.Model) -> None:
@@ -58,7 +58,7 @@ def _fuse_gate(graph: ir.Graph, conv: ir.Node) -> None:
     node = product.producer() if product is not None else None
     if product is None or node is None or node.op_type != "Mul" or node.domain:
         return
-    if len(product.uses()) != 1 or product.is_graph_output() or product.shape is None:
+    if only_reader(product) is None or product.shape is None:
         return
     batch, height, width, channels = product.shape
     for x, gate in (node.inputs, node.inputs[::-1]):
@@ -114,8 +114,7 @@ def _gate(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
             sigmoid.op_type == "Sigmoid"
             and product.op_type == "Mul"
             and set(product.inputs) == {out, sigmoid.outputs[0]}
-            and len(sigmoid.outputs[0].uses()) == 1
-            and not sigmoid.outputs[0].is_graph_output()
+            and only_reader(sigmoid.outputs[0]) is product
         ):
             return product
     return None
@@ -126,7 +125,7 @@ def _gelu(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
     for scaled, product in (readers, readers[::-1]):
         value: ir.Value | None = out
         for op_type, constant in (("Div", 2**0.5), ("Erf", None), ("Add", 1.0), ("Mul", 0.5)):
-            node = scaled if value is out else _only_reader(value)
+            node = scaled if value is out else only_reader(value)
             if node is None or node.op_type != op_type or node.domain:
                 break
             if constant is not None and not _has_constant(node, constant):
@@ -134,14 +133,8 @@ def _gelu(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
             value = node.outputs[0]
         else:
             if product.op_type == "Mul" and set(product.inputs) == {out, value}:
-                return product if _only_reader(value) is product else None
+                return product if only_reader(value) is product else None
     return None
-
-
-def _only_reader(value: ir.Value | None) -> ir.Node | None:
-    if value is None or value.is_graph_output() or len(value.uses()) != 1:
-        return None
-    return value.consumers()[0]
 
 
 def _has_constant(node: ir.Node, wanted: float) -> bool:

@@ -132,6 +132,13 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and not value.is_graph_input()
 
 
+def only_reader(value: ir.Value | None) -> ir.Node | None:
+    """The node that reads a value, where that is the only use of it."""
+    if value is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    return value.consumers()[0]
+
+
 def constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer, of the given name or, if that is taken, the name and a number."""
     taken = model.graph.initializers
