@@ -87,6 +87,11 @@ def after_a(forward):
     return lambda m, x: forward(m, m.a(x))
 
 
+def by_position(m, y):
+    """Channels normalised by the layer `n`."""
+    return m.n(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def three(m, x):
     return m.c(m.b(m.a(x).relu()).relu())
 
@@ -121,6 +126,12 @@ KINDS = {
         after_a(lambda m, y: m.b(y) * m.c(y)),
         {"a": conv(3), "b": conv(), "c": conv()},
         {"b": 0.7, "c": 0.6},
+        {"a"},
+    ),
+    "before a normalisation": (
+        after_a(lambda m, y: m.b(by_position(m, y))),
+        {"a": conv(3, kernel=3), "b": conv(), "n": nn.LayerNorm(4)},
+        {"b": 0.5},
         {"a"},
     ),
     "with a residual of its own": (
@@ -181,12 +192,18 @@ UNTOUCHED = {
     "a pool": after_a(lambda m, y: m.b(y) + nn.functional.avg_pool2d(y, 1)),
     "a residual": after_a(lambda m, y: m.b(y) + y),
     "a dense convolution": after_a(lambda m, y: m.b(y) * m.c(y)),
+    "a normalisation that all is read of": after_a(
+        lambda m, y: m.b(by_position(m, y)) + by_position(m, y)
+    ),
+    "a normalisation across positions": after_a(
+        lambda m, y: m.b(nn.functional.layer_norm(y, (11,)))
+    ),
 }
 
 
 @pytest.mark.parametrize("reader", UNTOUCHED)
 def test_what_is_read_elsewhere_is_computed(reader, tmp_path):
-    model = Net(UNTOUCHED[reader], a=conv(3), b=conv(), c=conv())
+    model = Net(UNTOUCHED[reader], a=conv(3), b=conv(), c=conv(), n=nn.LayerNorm(4))
     model = masked(model, {"b": 0.5})
     semisparse.export_onnx(model, X, tmp_path / "m.onnx")
     found = computed(tmp_path / "m.onnx")

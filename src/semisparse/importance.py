@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import propagate
 from semisparse.region import on_plane
+from semisparse.trace import plane_of
 
 # Maps of importance by the (height, width) of the plane that they are over.
 Importance = Mapping[tuple[int, int], Tensor]
@@ -68,23 +69,27 @@ def measure(
     signs = torch.Generator().manual_seed(0)
     found: dict[tuple[int, int], Tensor] = {}
 
-    def watch(conv: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        linear = output.detach()
-        bias = conv.bias.detach() if isinstance(conv.bias, Tensor) else output.new_zeros(1)
+    def watch(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        plane = plane_of(layer, output)
+        if plane is None:
+            return output
+        linear = _nchw(layer, output.detach())
+        bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else output.new_zeros(1)
 
         def add(gradient: Tensor) -> None:
+            gradient = _nchw(layer, gradient)
             if fill == "bias":
                 changes = _squared(gradient, bias[:, None, None] - linear)
             else:
                 changes = _to_neighbours(gradient, linear)
-            plane = (output.shape[-2], output.shape[-1])
             found[plane] = found.get(plane, 0) + changes.double().cpu() / (2 * len(images))
 
         output.register_hook(add)  # type: ignore[no-untyped-call]
         # What comes next may be in place, and would change `linear`.
         return output.clone()
 
-    hooks = [m.register_forward_hook(watch) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(watch) for layer in layers]
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -155,6 +160,10 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
             "to 0."
         )
     return outputs
+
+
+def _nchw(layer: nn.Module, output: Tensor) -> Tensor:
+    return output.movedim(-1, -3) if isinstance(layer, nn.Linear) else output
 
 
 def _shares(outputs: Tensor, region: tuple[str, ...]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Convolutions whose output positions are masked.
+"""Layers whose output positions are masked.
 
-Attaching changes a convolution's class, not the object, so its parameters, hooks, shared
-references and ``state_dict`` keys stay as they are, and detaching is exact.
+Attaching changes a layer's class, not the object, so its parameters, hooks, shared references and
+``state_dict`` keys stay as they are, and detaching is exact.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from semisparse.masks import check_mask, sources_of
 _ATTRIBUTES = ("mask", "_source", "_share", "fill", "layer_name")
 
 
-class MaskedConv2d(nn.Conv2d):
-    """A convolution whose masked output positions hold the layer's fill; made by :func:`attach`.
+# What a mask can be over: the plane of a convolution, or of a linear layer of [N, H, W, C].
+PlaneLayer = nn.Conv2d | nn.Linear
+
+
+class MaskedLayer(nn.Module):
+    """What :class:`MaskedConv2d` and :class:`MaskedLinear` have in common.
 
     The mask acts on the linear part, before the layer's own bias: with bias ``b``, fill ``"bias"``
     gives ``where(mask, W * x + b, b)``. Fill ``"nearest"`` copies whole outputs, which is the same
@@ -37,31 +41,6 @@ class MaskedConv2d(nn.Conv2d):
     layer_name: str
     _source: Tensor
     _share: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As the plain convolution, ``[N, C, H, W]`` or ``[C, H, W]``.
-
-        Raises:
-            MaskError: if the output plane is not the one that the mask was made for.
-        """
-        output: Tensor = super().forward(input)
-        if output.shape[-2:] != self.mask.shape:
-            raise MaskError(
-                f"the mask of {self.layer_name} was made for an output plane of "
-                f"{_by(self.mask.shape)}, but this input gives {_by(output.shape[-2:])}; run the "
-                "model at the input size of the example input."
-            )
-        if self.fill == "nearest":
-            return _take(output, self._source)
-        if self.fill == "mean":
-            first, second = (_take(output, source) for source in self._source)
-            share = self._share.view(torch.float32).to(output.dtype)
-            # The mean of an infinite value and itself would be NaN. Not lerp, which is NaN already
-            # where one of two is infinite.
-            return torch.where(share > 0, first * (1 - share) + second * share, first)
-        if self.bias is None:
-            return torch.where(self.mask, output, 0)
-        return torch.where(self.mask, output, self.bias[:, None, None].to(output.dtype))
 
     def set_mask(self, mask: Tensor, sources: tuple[Tensor, ...] | None = None) -> None:
         """Replace the mask, in place.
@@ -96,10 +75,38 @@ class MaskedConv2d(nn.Conv2d):
         if self.fill == "mean":
             self._share.copy_(sources[1].view(torch.int32))
 
+    def _check_plane(self, plane: torch.Size) -> None:
+        if plane != self.mask.shape:
+            raise MaskError(
+                f"the mask of {self.layer_name} was made for an output plane of "
+                f"{_by(self.mask.shape)}, but this input gives {_by(plane)}; run the model at the "
+                "input size of the example input."
+            )
+
+    def _filled(self, output: Tensor, *, nhwc: bool) -> Tensor:
+        """The layer's output, ``[..., H, W, C]`` or ``[..., C, H, W]``, with the fill."""
+        take = _take_rows if nhwc else _gather
+
+        def over_plane(values: Tensor) -> Tensor:
+            return values[..., None] if nhwc else values
+
+        if self.fill == "nearest":
+            return take(output, self._source)
+        if self.fill == "mean":
+            first, second = (take(output, source) for source in self._source)
+            share = over_plane(self._share.view(torch.float32).to(output.dtype))
+            # The mean of an infinite value and itself would be NaN. Not lerp, which is NaN already
+            # where one of two is infinite.
+            return torch.where(share > 0, first * (1 - share) + second * share, first)
+        bias = cast(Tensor | None, self.bias)
+        if bias is None:
+            return torch.where(over_plane(self.mask), output, 0)
+        bias = bias.to(output.dtype)
+        return torch.where(over_plane(self.mask), output, bias if nhwc else bias[:, None, None])
+
     def extra_repr(self) -> str:
-        """The plain convolution's arguments, the plane and the fill."""
-        # torch has no annotations there.
-        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        """The plain layer's arguments, the plane and the fill."""
+        plain: str = super().extra_repr()
         return f"{plain}, mask={_by(self.mask.shape)}, fill={self.fill}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -108,28 +115,63 @@ class MaskedConv2d(nn.Conv2d):
         return _blank, (_plain_class(type(self)),), state
 
 
-def _take(output: Tensor, source: Tensor) -> Tensor:
-    """``output[..., p] = output[..., source[p]]`` over the flattened plane."""
-    # Forward and backward in ms, one AVX-512 core, float32 [32, 64, 56, 56] (the convolution
-    # itself: 128 and 787 contiguous, 64 and 315 channels_last):
-    #                      contiguous    channels_last
-    #   gather             4.6,  6.3      9.6, 12.8
-    #   index_select      33.0,  6.4     13.8, 12.9
-    #   the same in NHWC   8.4, 13.1      2.5,  5.5
-    #   index             13.8, 17.6     21.8,  8.4
-    #   index_copy        14.0, 17.4     16.8, 20.1
-    if output.dim() == 4 and not output.is_contiguous():
-        rows = output.permute(0, 2, 3, 1)
-        return rows.flatten(1, 2).index_select(1, source).view(rows.shape).permute(0, 3, 1, 2)
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """A convolution whose masked output positions hold the layer's fill; made by :func:`attach`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain convolution, ``[N, C, H, W]`` or ``[C, H, W]``.
+
+        Raises:
+            MaskError: if the output plane is not the one that the mask was made for.
+        """
+        output: Tensor = super().forward(input)
+        self._check_plane(output.shape[-2:])
+        # Forward and backward in ms, one AVX-512 core, float32 [32, 64, 56, 56] (the convolution
+        # itself: 128 and 787 contiguous, 64 and 315 channels_last):
+        #                      contiguous    channels_last
+        #   gather             4.6,  6.3      9.6, 12.8
+        #   index_select      33.0,  6.4     13.8, 12.9
+        #   the same in NHWC   8.4, 13.1      2.5,  5.5
+        #   index             13.8, 17.6     21.8,  8.4
+        #   index_copy        14.0, 17.4     16.8, 20.1
+        if output.dim() == 4 and not output.is_contiguous():
+            return self._filled(output.permute(0, 2, 3, 1), nhwc=True).permute(0, 3, 1, 2)
+        return self._filled(output, nhwc=False)
+
+
+class MaskedLinear(MaskedLayer, nn.Linear):
+    """A linear layer of the channels of a plane, whose masked positions hold the layer's fill.
+
+    It is to ``[N, H, W, C]`` what a 1x1 convolution is to ``[N, C, H, W]``; made by :func:`attach`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain layer, ``[N, H, W, C]`` or ``[H, W, C]``.
+
+        Raises:
+            MaskError: if the plane is not the one that the mask was made for.
+        """
+        output: Tensor = super().forward(input)
+        self._check_plane(output.shape[-3:-1])
+        return self._filled(output, nhwc=True)
+
+
+def _gather(output: Tensor, source: Tensor) -> Tensor:
+    """``output[..., p] = output[..., source[p]]`` over the plane of ``[..., H, W]``."""
     plane = output.flatten(-2)
     return plane.gather(-1, source.expand_as(plane)).view(output.shape)
 
 
-def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") -> None:
-    """Make a convolution masked, with everything computed at first.
+def _take_rows(output: Tensor, source: Tensor) -> Tensor:
+    """``output[..., p, :] = output[..., source[p], :]`` over the plane of ``[..., H, W, C]``."""
+    return output.flatten(-3, -2).index_select(-2, source).view(output.shape)
+
+
+def attach(layer: PlaneLayer, height: int, width: int, fill: str, name: str = "") -> None:
+    """Make a layer masked, with everything computed at first.
 
     Args:
-        conv: a Conv2d or a subclass of it; its class changes.
+        layer: a Conv2d, a Linear or a subclass of either; its class changes.
         height: of its output plane.
         width: of its output plane.
         fill: ``"bias"``, ``"nearest"`` or ``"mean"``.
@@ -139,23 +181,24 @@ def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") 
         ModelError: if it is masked already or has a ``mask`` of its own.
         MaskError: if the plane is empty or the fill unknown.
     """
-    # A convolution that is the whole model has an empty name.
-    name = name or "the convolution"
-    if isinstance(conv, MaskedConv2d):
+    # A layer that is the whole model has an empty name.
+    name = name or "the layer"
+    if isinstance(layer, MaskedLayer):
         raise ModelError(f"{name} is already masked; detach it first.")
     for attribute in _ATTRIBUTES:
-        if hasattr(conv, attribute):
+        if hasattr(layer, attribute):
             raise ModelError(
-                f"{name} cannot be masked, because its class {type(conv).__name__} has an "
+                f"{name} cannot be masked, because its class {type(layer).__name__} has an "
                 f"attribute {attribute!r} of its own; rename that."
             )
     mask = torch.ones(height, width, dtype=torch.bool)
     sources = sources_of(mask, fill)
-    _set_class(conv, _masked_class(type(conv)))
-    layer = cast(MaskedConv2d, conv)
-    layer.fill = fill
-    layer.layer_name = name
-    layer.register_buffer("mask", mask.to(conv.weight.device))
+    device = layer.weight.device
+    _set_class(layer, _masked_class(type(layer)))
+    masked = cast(MaskedLayer, layer)
+    masked.fill = fill
+    masked.layer_name = name
+    masked.register_buffer("mask", mask.to(device))
     buffers = {}
     if fill != "bias":
         # gather wants int64 indices.
@@ -164,35 +207,35 @@ def attach(conv: nn.Conv2d, height: int, width: int, fill: str, name: str = "") 
         # The bits as integers, which half() and double() leave as they are.
         buffers["_share"] = sources[1].view(torch.int32)
     for buffer, tensor in buffers.items():
-        layer.register_buffer(buffer, tensor.to(conv.weight.device), persistent=False)
+        masked.register_buffer(buffer, tensor.to(device), persistent=False)
 
 
-def detach(conv: nn.Conv2d) -> None:
-    """Make a masked convolution the plain one it was.
+def detach(layer: nn.Module) -> None:
+    """Make a masked layer the plain one it was.
 
     Raises:
         ModelError: if it is not masked.
     """
-    if not isinstance(conv, MaskedConv2d):
-        raise ModelError("the convolution is not masked, so there is nothing to detach.")
-    _set_class(conv, _plain_class(type(conv)))
+    if not isinstance(layer, MaskedLayer):
+        raise ModelError("the layer is not masked, so there is nothing to detach.")
+    _set_class(layer, _plain_class(type(layer)))
     for attribute in _ATTRIBUTES:
-        if hasattr(conv, attribute):
-            delattr(conv, attribute)
+        if hasattr(layer, attribute):
+            delattr(layer, attribute)
 
 
-def masked_layers(model: nn.Module) -> dict[str, MaskedConv2d]:
-    """The masked convolutions by name, in the order of ``named_modules``; shared ones once."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
+    """The masked layers by name, in the order of ``named_modules``; shared ones once."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
 
 
 @contextlib.contextmanager
 def masking_disabled(model: nn.Module) -> Iterator[None]:
-    """Within the context the masked convolutions are plain ones, of their plain class.
+    """Within the context the masked layers are plain ones, of their plain class.
 
     Their ``mask`` and ``fill`` stay where they are.
     """
-    masked = [m for m in model.modules() if isinstance(m, MaskedConv2d)]
+    masked = [m for m in model.modules() if isinstance(m, MaskedLayer)]
     classes = [type(layer) for layer in masked]
     for layer, cls in zip(masked, classes, strict=True):
         _set_class(layer, _plain_class(cls))
@@ -203,25 +246,29 @@ def masking_disabled(model: nn.Module) -> Iterator[None]:
             _set_class(layer, cls)
 
 
-_MASKED_CLASSES: dict[type[nn.Conv2d], type[MaskedConv2d]] = {nn.Conv2d: MaskedConv2d}
+_MASKED_CLASSES: dict[type[nn.Module], type[MaskedLayer]] = {
+    nn.Conv2d: MaskedConv2d,
+    nn.Linear: MaskedLinear,
+}
 
 
-def _masked_class(plain: type[nn.Conv2d]) -> type[MaskedConv2d]:
+def _masked_class(plain: type[nn.Module]) -> type[MaskedLayer]:
     if plain not in _MASKED_CLASSES:
-        made = type(f"Masked{plain.__name__}", (MaskedConv2d, plain), {})
-        _MASKED_CLASSES[plain] = cast(type[MaskedConv2d], made)
+        masked = MaskedConv2d if issubclass(plain, nn.Conv2d) else MaskedLinear
+        made = type(f"Masked{plain.__name__}", (masked, plain), {})
+        _MASKED_CLASSES[plain] = cast(type[MaskedLayer], made)
     return _MASKED_CLASSES[plain]
 
 
-def _plain_class(masked: type[MaskedConv2d]) -> type[nn.Conv2d]:
-    return cast(type[nn.Conv2d], masked.__bases__[-1])
+def _plain_class(masked: type[MaskedLayer]) -> type[nn.Module]:
+    return cast(type[nn.Module], masked.__bases__[-1])
 
 
-def _set_class(conv: nn.Conv2d, cls: type[nn.Conv2d]) -> None:
-    conv.__class__ = cls
+def _set_class(layer: nn.Module, cls: type[nn.Module]) -> None:
+    layer.__class__ = cls
 
 
-def _blank(plain: type[nn.Conv2d]) -> MaskedConv2d:
+def _blank(plain: type[nn.Module]) -> MaskedLayer:
     cls = _masked_class(plain)
     return cls.__new__(cls)
 

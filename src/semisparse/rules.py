@@ -17,10 +17,14 @@ from semisparse.errors import ConfigError
 from semisparse.trace import ROLES, Traced
 
 _KERNEL_SIZE = re.compile(r"(\d+)x(\d+)")
-_TYPES: dict[str, Callable[[nn.Conv2d], bool]] = {
-    "depthwise": lambda conv: 1 < conv.groups == conv.in_channels,
-    "grouped": lambda conv: 1 < conv.groups < conv.in_channels,
-    "pointwise": lambda conv: tuple(conv.kernel_size) == (1, 1) and conv.groups == 1,
+Layer = nn.Conv2d | nn.Linear
+_TYPES: dict[str, Callable[[Layer], bool]] = {
+    "depthwise": lambda layer: (
+        isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
+    ),
+    "grouped": lambda layer: isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels,
+    "pointwise": lambda layer: _kernel_size(layer) == (1, 1) and getattr(layer, "groups", 1) == 1,
+    "linear": lambda layer: isinstance(layer, nn.Linear),
 }
 
 
@@ -39,20 +43,21 @@ class LayerRule:
 
 def layer_rules(
     config: SparsityConfig,
-    convolutions: Mapping[str, nn.Conv2d],
+    convolutions: Mapping[str, Layer],
     traced: Mapping[str, Traced],
 ) -> dict[str, LayerRule]:
     """Apply a configuration's rules to a model's convolutions.
 
     A rule that reads ``HxW`` is a kernel size; ``depthwise`` (one group per input channel),
-    ``grouped`` (several groups, not depthwise) and ``pointwise`` (1x1, one group) are types;
+    ``grouped`` (several groups, not depthwise), ``pointwise`` (1x1, one group) and ``linear`` (a
+    linear layer of a plane's channels, also ``1x1`` and ``pointwise``) are types;
     ``stem``, ``block-last`` and ``shortcut`` are roles; any other is a glob for the whole name.
     ``skip`` wins over ``per_layer``, that over ``only``, and within a mapping the last matching
     rule wins.
 
     Args:
         config: the rules.
-        convolutions: by name.
+        convolutions: by name, linear layers on planes among them.
         traced: of the same names, for roles, residual blocks and, where a block is ``"auto"``,
             planes.
 
@@ -84,23 +89,29 @@ def layer_rules(
         name: LayerRule(
             sparsities[name],
             fills[name],
-            _block_of(conv, traced[name]) if blocks[name] == "auto" else blocks[name],
+            _block_of(layer, traced[name]) if blocks[name] == "auto" else blocks[name],
             turn=max(0, traced[name].residual_block - 1) if config.alternate else 0,
             region=bool(config.region) and name not in skipped,
         )
-        for name, conv in convolutions.items()
+        for name, layer in convolutions.items()
     }
 
 
-def _block_of(conv: nn.Conv2d, traced: Traced) -> int:
+def _kernel_size(layer: Layer) -> tuple[int, ...]:
+    return tuple(layer.kernel_size) if isinstance(layer, nn.Conv2d) else (1, 1)
+
+
+def _block_of(layer: Layer, traced: Traced) -> int:
+    if isinstance(layer, nn.Linear):
+        return 1
     sides = [
         natural_block(
-            conv.kernel_size,
-            conv.stride,
-            conv.dilation,
-            conv.groups,
-            conv.in_channels,
-            conv.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.dilation,
+            layer.groups,
+            layer.in_channels,
+            layer.out_channels,
             *plane,
         )
         for plane in traced.planes
@@ -109,14 +120,14 @@ def _block_of(conv: nn.Conv2d, traced: Traced) -> int:
 
 
 def _matches(
-    rule: str, where: str, convolutions: Mapping[str, nn.Conv2d], traced: Mapping[str, Traced]
+    rule: str, where: str, convolutions: Mapping[str, Layer], traced: Mapping[str, Traced]
 ) -> list[str]:
     size = _KERNEL_SIZE.fullmatch(rule)
     if size is not None:
         kernel = (int(size[1]), int(size[2]))
-        names = [name for name, c in convolutions.items() if tuple(c.kernel_size) == kernel]
+        names = [name for name, layer in convolutions.items() if _kernel_size(layer) == kernel]
     elif rule in _TYPES:
-        names = [name for name, conv in convolutions.items() if _TYPES[rule](conv)]
+        names = [name for name, layer in convolutions.items() if _TYPES[rule](layer)]
     elif rule in ROLES:
         names = [name for name in convolutions if rule in traced[name].roles]
     else:
@@ -129,9 +140,11 @@ def _matches(
     return names
 
 
-def _hint(rule: str, convolutions: Mapping[str, nn.Conv2d]) -> str:
+def _hint(rule: str, convolutions: Mapping[str, Layer]) -> str:
     if _KERNEL_SIZE.fullmatch(rule):
-        sizes = sorted({f"{c.kernel_size[0]}x{c.kernel_size[1]}" for c in convolutions.values()})
+        sizes = sorted(
+            "{}x{}".format(*size) for size in set(map(_kernel_size, convolutions.values()))
+        )
         return f"its kernel sizes are {', '.join(sizes)}"
     if rule in _TYPES or rule in ROLES:
         return "remove the rule"

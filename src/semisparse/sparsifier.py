@@ -15,7 +15,7 @@ from semisparse.blue_noise import blue_noise_score
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError, ModelError
 from semisparse.importance import Importance, check_importance, weigh
-from semisparse.layers import MaskedConv2d, attach, detach
+from semisparse.layers import MaskedLayer, attach, detach
 from semisparse.masks import (
     can_mask,
     check_mask,
@@ -57,7 +57,8 @@ class Sparsifier:
     has to call :meth:`observe` equally often.
 
     Args:
-        model: any module with Conv2d layers; changed in place.
+        model: any module with Conv2d layers, or Linear layers that are called on ``[N, H, W, C]``;
+            changed in place.
         example_input: a tensor ``[N, C, H, W]``, or a tuple or mapping of arguments. The score
             maps have the height and width of the first tensor that has both.
         config: what to mask, how much, and when.
@@ -86,12 +87,16 @@ class Sparsifier:
         self.importance = importance
         if hasattr(model, _CONFIG_ATTRIBUTE):
             raise ModelError("the model has a Sparsifier already; detach that one first.")
-        convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-        if not convolutions:
-            raise ModelError("the model has no Conv2d layer, so there is nothing to mask.")
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         args, kwargs = _arguments(example_input)
         self._score_size = _input_size(itertools.chain(args, kwargs.values()))
-        traced = trace(model, convolutions, args, kwargs)
+        traced = trace(model, layers, args, kwargs)
+        # Rules do not speak of linear layers that are not on planes, such as classifiers.
+        convolutions = {
+            n: m for n, m in layers.items() if isinstance(m, nn.Conv2d) or traced[n].planes
+        }
+        if not convolutions:
+            raise ModelError("the model has no convolution, so there is nothing to mask.")
         rules = layer_rules(config, convolutions, traced)
         planes: dict[str, tuple[int, int]] = {}
         for name, rule in rules.items():
@@ -123,7 +128,7 @@ class Sparsifier:
         setattr(model, _CONFIG_ATTRIBUTE, config.to_json())
 
         self._model = model
-        self._layers = {name: cast(MaskedConv2d, convolutions[name]) for name in planes}
+        self._layers = {name: cast(MaskedLayer, convolutions[name]) for name in planes}
         self.config = config
         self.total_steps = total_steps
         self._steps = 0

@@ -1,4 +1,7 @@
-"""What one run of a model shows of its convolutions: the planes they fill and the parts they play."""
+"""What one run of a model shows of its convolutions: the planes they fill and the parts they play.
+
+A linear layer that is called on `[N, H, W, C]` is a 1x1 convolution here and elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class Traced:
     """A convolution in one run of its model.
 
     Attributes:
-        planes: the distinct output planes (height, width); none if the run did not call it.
+        planes: the distinct output planes (height, width); none if the run did not call it, or a
+            linear layer not on planes.
         roles: of `ROLES`. A ``"stem"`` has no convolution before it. Where a residual block ends,
             in an addition of two branches of which one has more convolutions than the other, the
             last convolution of the longer branch is ``"block-last"``, and the last one of the
@@ -41,7 +45,7 @@ class Traced:
 
 def trace(
     model: nn.Module,
-    convolutions: Mapping[str, nn.Conv2d],
+    convolutions: Mapping[str, nn.Conv2d | nn.Linear],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Traced]:
@@ -81,16 +85,24 @@ def trace(
     return traced
 
 
+def plane_of(layer: nn.Module, output: Tensor) -> tuple[int, int] | None:
+    """Height and width of what a convolution or linear layer put out; None without a plane."""
+    if not isinstance(layer, nn.Linear):
+        return output.shape[-2], output.shape[-1]
+    return (output.shape[1], output.shape[2]) if output.dim() == 4 else None
+
+
 @dataclass(frozen=True)
 class _History:
     """How a tensor came about: the convolutions before it, the length of the longest chain of
-    them, the last one, if the tensor lies on its plane and no addition came since, and how many
-    residual blocks ended since the last one.
+    them, the last one and its plane, if the tensor lies on that and no addition came since, and how
+    many residual blocks ended since the last one.
     """
 
     convolutions: frozenset[str] = frozenset()
     depth: int = 0
     last: str | None = None
+    plane: tuple[int, ...] = ()
     blocks: int = 0
 
 
@@ -110,14 +122,17 @@ class _Watch(TorchFunctionMode):
     def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         """A forward hook of the convolution of that name."""
 
-        def after(_module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def after(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            plane = plane_of(module, output)
+            if plane is None:
+                return
             passing = [(self._get(tensor), tensor.shape) for tensor in _tensors(inputs)]
             before = _join(passing, output)
             traced = self._traced[name]
-            traced.planes.add((output.shape[-2], output.shape[-1]))
+            traced.planes.add(plane)
             if not before.convolutions:
                 traced.roles.add("stem")
-            self._set(output, _History(before.convolutions | {name}, before.depth + 1, name))
+            self._set(output, _History(before.convolutions | {name}, before.depth + 1, name, plane))
 
         return after
 
@@ -167,11 +182,14 @@ def _join(passing: list[tuple[_History, torch.Size]], output: Tensor) -> _Histor
     """Of the output of a function of tensors with these histories and shapes."""
     # Those of the output's shape come first: a gate takes part, but is not what passes through.
     through = [pair for pair in passing if pair[1] == output.shape] or passing
-    deepest, shape = max(through, key=lambda pair: pair[0].depth, default=(_History(), None))
+    deepest, _ = max(through, key=lambda pair: pair[0].depth, default=(_History(), None))
+    # In NCHW or in NHWC.
+    stays = deepest.plane in (output.shape[-2:], output.shape[-3:-1])
     return _History(
         frozenset().union(*(history.convolutions for history, _ in passing)),
         deepest.depth,
-        deepest.last if shape is not None and shape[-2:] == output.shape[-2:] else None,
+        deepest.last if stays else None,
+        deepest.plane if stays else (),
         deepest.blocks,
     )
 

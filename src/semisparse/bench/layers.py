@@ -94,6 +94,8 @@ def node_samples(session: onnxruntime.InferenceSession) -> dict[str, list[float]
     taken = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
-            taken[name.removeprefix("fused ").removesuffix(ACTIVATED)].append(event["dur"] * 1e-6)
+            name = event["name"].removeprefix("fused ")
+            for added in ("_kernel_time", "_nchwc", "/MatMulAddFusion", ACTIVATED):
+                name = name.removesuffix(added)
+            taken[name].append(event["dur"] * 1e-6)
     return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +31,8 @@ class Layer:
         name: of the layer.
         node: name of the node that computes it, alone or with other layers of a chain.
         weights: shape of the weights, [C_out, C_in / group, kh, kw] for a convolution.
-        plane: [H_out, W_out]; [1, 1] for a matrix product.
+        plane: [H_out, W_out]; for a matrix product the positions of its input, of which [N, C] has
+            [1, 1] and [N, T, C] [1, T].
         computed: positions of the plane that are computed.
     """
 
@@ -99,7 +101,8 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def name_layers(path: Path) -> None:
-    """Names every layer of a torch export, and what it puts out, after the layer's weights.
+    """Names every layer of a torch export, and what it puts out, after the layer's weights or, where
+    the export has transposed those, the module that was called.
 
     ONNX Runtime's profile names a convolution after its node, or, where it runs in the blocked
     NCHWc layout, after its output or that of the activation fused into it.
@@ -111,8 +114,12 @@ def name_layers(path: Path) -> None:
     layers: dict[str, str] = {}
     calls: Counter[str] = Counter()
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1].endswith(".weight"):
-            layer = node.input[1].removesuffix(".weight")
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        layer, _, kind = node.input[1].rpartition(".")
+        if kind != "weight":
+            layer = _module(node)
+        if layer:
             calls[layer] += 1
             node.name = layer if calls[layer] == 1 else f"{layer}#{calls[layer]}"
             layers[node.output[0]] = node.name
@@ -128,6 +135,13 @@ def name_layers(path: Path) -> None:
     # They hold the old names; whoever needs the shapes infers them.
     del graph.value_info[:]
     onnx.save(model, path)
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """Name of the module that a node of a torch export is from; empty if it does not say."""
+    told = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(told.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 def work_of(model: onnx.ModelProto) -> Work:
@@ -175,7 +189,8 @@ def work_of(model: onnx.ModelProto) -> Work:
         elif node.op_type == "Conv":
             layers.append(layer(node.name, node, 1, shapes[node.output[0]][2:4]))
         elif node.op_type in ("Gemm", "MatMul") and node.input[1] in constants:
-            layers.append(layer(node.name, node, 1, (1, 1)))
+            plane = [1, 1, *shapes[node.output[0]][1:-1]][-2:]
+            layers.append(layer(node.name, node, 1, plane))
     return Work(tuple(layers))
 
 

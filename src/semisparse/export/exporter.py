@@ -19,12 +19,13 @@ from semisparse.export.fold import fold_batch_norm
 from semisparse.export.fuse import fuse, is_conv
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
 from semisparse.export.layout import read_nchw, to_nhwc, transposes
+from semisparse.export.linear import linear_to_conv
 from semisparse.export.mask import layer_of, put_masks
 from semisparse.export.metadata import metadata
 from semisparse.export.unread import mask_unread
 from semisparse.export.verify import verify as verify_file
 from semisparse.files import writing
-from semisparse.layers import MaskedConv2d
+from semisparse.layers import MaskedLayer
 from semisparse.masks import sparsity_of
 
 # Protocol buffers hold at most 2 GiB; the rest of a file is small beside its weights.
@@ -107,7 +108,7 @@ def export_onnx(
     _check_target(path)
     _check_model(model)
     model = copy.deepcopy(model).cpu().eval()
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, MaskedLayer)}
 
     graph_model = build(model, inputs, layers, chains)
     masks = {name: layer.mask for name, layer in layers.items()}
@@ -131,12 +132,13 @@ def export_onnx(
 def build(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
-    layers: dict[str, MaskedConv2d],
+    layers: dict[str, MaskedLayer],
     chains: bool,
 ) -> ir.Model:
     """The graph as it goes into the file: the passes in their order."""
     graph_model = trace(model, inputs)
     simplify(graph_model)
+    linear_to_conv(graph_model)
     fold_batch_norm(graph_model)
     to_nhwc(graph_model)
     if not any(map(is_conv, graph_model.graph)):

@@ -196,7 +196,9 @@ def _name_nodes(graph: ir.Graph, model: nn.Module) -> None:
         node.name = layer if calls[layer] == 1 else f"{layer}#{calls[layer]}"
 
 
-_NAMED = {"Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "Gemm"}
+_NAMED = {
+    *("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "Gemm", "MatMul"),
+}
 
 
 @contextmanager

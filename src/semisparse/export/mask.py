@@ -13,11 +13,11 @@ from torch import Tensor
 from semisparse import ops
 from semisparse.errors import ModelError
 from semisparse.export.graph import constant
-from semisparse.layers import MaskedConv2d
+from semisparse.layers import MaskedLayer
 from semisparse.masks import sources_of
 
 
-def put_masks(model: ir.Model, layers: Mapping[str, MaskedConv2d]) -> None:
+def put_masks(model: ir.Model, layers: Mapping[str, MaskedLayer]) -> None:
     """Give the convolution of every masked layer its mask or sources.
 
     Layers of one plane mostly have one mask, which is in the file once. A layer with nothing masked

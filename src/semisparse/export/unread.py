@@ -23,7 +23,8 @@ def mask_unread(model: ir.Model) -> None:
     """Mask what no reader of a convolution's output reads, which changes no output of the model.
 
     A masked pointwise convolution reads its computed positions only, so the convolution before it
-    needs no others; a masked 3x3 one reads them and their neighbours. What nobody reads holds the
+    needs no others; a masked 3x3 one reads them and their neighbours; a layer normalisation of the
+    channels what is read of it, so that in ConvNeXt a mask on a block's last layer reaches all three. What nobody reads holds the
     bias where the convolution was dense, and else the fill that it had. One whose fill is the mean
     keeps its own mask. The stages of a chain do without it by themselves.
     """
@@ -45,14 +46,30 @@ def mask_unread(model: ir.Model) -> None:
 def read_positions(value: ir.Value) -> Plane | None:
     """Which positions of a value are read, `[H, W]`.
 
-    None where something else than the inputs of convolutions reads it, which may read all.
+    None where something else than the inputs of convolutions reads it, or a normalisation of each
+    position before them, which may read all.
     """
-    if value.is_graph_output() or any(not is_conv(node) or i != 0 for node, i in value.uses()):
+    if value.is_graph_output():
         return None
     read = np.zeros(_plane(value), bool)
-    for node in value.consumers():
-        _add_reads(node, read)
+    for node, index in value.uses():
+        if is_conv(node) and index == 0:
+            _add_reads(node, read)
+            continue
+        behind = read_positions(node.outputs[0]) if _is_by_position(node) and index == 0 else None
+        if behind is None:
+            return None
+        read |= behind
     return read
+
+
+def _is_by_position(node: ir.Node) -> bool:
+    return (
+        node.op_type == "LayerNormalization"
+        and not node.domain
+        and node.attributes.get_int("axis", -1) in (-1, 3)
+        and len(node.outputs) == 1
+    )
 
 
 def _can_mask(node: ir.Node) -> bool:
