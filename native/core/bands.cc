@@ -94,9 +94,8 @@ Bands::Bands(const Stages& stages, Conv::Plane in)
   channels_ = static_cast<size_t>(d.out_channels);
   for (int64_t ky = 0; ky < d.kernel[0]; ++ky) {
     for (int64_t kx = 0; kx < d.kernel[1]; ++kx) {
-      offsets_.push_back(
-          (ky * d.dilations[0] * static_cast<int64_t>(pitch_) + kx * d.dilations[1]) *
-          d.out_channels);
+      taps_.push_back(static_cast<size_t>(ky * d.dilations[0]) * pitch_ +
+                      static_cast<size_t>(kx * d.dilations[1]));
     }
   }
 
@@ -178,39 +177,21 @@ Bands::Band Bands::band_of(const Stages& stages, size_t begin, size_t end, Reads
     from = static_cast<uint32_t>(y * pitch_ + x);
     band.first = std::min(band.first, y);
     band.last = std::max(band.last, y + reach(d, 0));
-    for (const std::ptrdiff_t offset : offsets_) {
-      reads.padded[from + static_cast<size_t>(offset) / channels_] = 1;
-    }
+    for (const size_t tap : taps_) reads.padded[from + tap] = 1;
   }
   return band;
 }
 
 // Copying the input into a padded window took a fifth of the time of 112x112 with 32 channels.
 void Bands::read_in_place(const semisparse_conv_desc& d, Band& band) const {
-  const Gather all = std::move(band.depthwise);
-  band.depthwise = Gather{};
-  band.depthwise.blank = all.blank;
-  for (size_t i = 0; i < all.from.size(); ++i) {
-    const int64_t y = all.from[i] / out_.width * d.strides[0] - d.pads[0];
-    const int64_t x = all.from[i] % out_.width * d.strides[1] - d.pads[1];
-    if (y >= 0 && x >= 0 && y + static_cast<int64_t>(reach(d, 0)) <= in_.height &&
-        x + static_cast<int64_t>(reach(d, 1)) <= in_.width) {
-      band.depthwise.from.push_back(static_cast<uint32_t>(y * in_.width + x));
-      band.depthwise.dest.push_back(all.dest[i]);
-      continue;
-    }
-    for (int64_t ky = 0; ky < d.kernel[0]; ++ky) {
-      for (int64_t kx = 0; kx < d.kernel[1]; ++kx) {
-        const int64_t tap_y = y + ky * d.dilations[0];
-        const int64_t tap_x = x + kx * d.dilations[1];
-        const bool inside = tap_y >= 0 && tap_x >= 0 && tap_y < in_.height && tap_x < in_.width;
-        band.border.from.push_back(inside ? static_cast<uint32_t>(tap_y * in_.width + tap_x)
-                                          : GatherByTap::kOutside);
-      }
-    }
-    band.border.dest.push_back(all.dest[i]);
+  for (uint32_t& from : band.depthwise.from) {
+    const int64_t y = from / out_.width * d.strides[0] - d.pads[0];
+    const int64_t x = from % out_.width * d.strides[1] - d.pads[1];
+    const TapRange rows = taps_inside(y, d.dilations[0], d.kernel[0], in_.height);
+    const TapRange columns = taps_inside(x, d.dilations[1], d.kernel[1], in_.width);
+    band.depthwise.windows.push_back({rows.begin, rows.end, columns.begin, columns.end});
+    from = static_cast<uint32_t>(y * in_.width + x);
   }
-  band.depthwise.copy_begin.assign(band.depthwise.from.size() + 1, 0);
 }
 
 Gather Bands::expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
@@ -275,8 +256,7 @@ class Bands::Worker {
     const bool projects = stages_.project != nullptr;
     const GatherPlanes filter{
         filter_input, bands_.channels_, nullptr, projects ? filtered_ : y, bands_.channels_, false};
-    stages_.depthwise->gather_depthwise(band.depthwise, filter, bands_.offsets_.data());
-    stages_.depthwise->gather_depthwise(band.border, filter);
+    stages_.depthwise->gather_depthwise(band.depthwise, filter, bands_.pitch_);
     if (projects) {
       stages_.project->gather_pointwise(band.project,
                                         {filtered_, bands_.channels_, residual, y, outputs, true});

@@ -45,7 +45,6 @@ class Bands {
     size_t first, kept, last;  // rows [first, kept) are the band's before as well
     Gather halo, fresh;        // of the expansion: those rows, and [kept, last)
     Gather depthwise;
-    GatherByTap border;  // of the depthwise convolution where there is no window to be padded
     Gather project;
   };
   struct Reads;
@@ -59,11 +58,11 @@ class Bands {
 
   Conv::Plane in_, out_;
   size_t pad_top_, pad_left_;
-  size_t pitch_;                         // positions from a row to the next
-  size_t channels_;                      // of the depthwise convolution
-  size_t window_rows_ = 0;               // of any band
-  size_t most_filtered_ = 0;             // depthwise positions of any band
-  std::vector<std::ptrdiff_t> offsets_;  // of the depthwise taps
+  size_t pitch_;              // positions from a row to the next
+  size_t channels_;           // of the depthwise convolution
+  size_t window_rows_ = 0;    // of any band
+  size_t most_filtered_ = 0;  // depthwise positions of any band
+  std::vector<size_t> taps_;  // of the depthwise convolution, pixels from its first
   std::vector<Band> bands_;
 };
 

@@ -222,11 +222,14 @@ void Conv::pack_depthwise(const float* weights, Isa isa) {
   dwconv_ = &dwconv_kernel(isa);
   const auto channels = static_cast<size_t>(desc_.out_channels);
   const auto taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
-  dw_stride_ = ceil_div(channels, kWidestVector) * kWidestVector;
-  weights_ = make_buffer(taps * dw_stride_);
-  for (size_t c = 0; c < dw_stride_; ++c) {
+  const size_t blocks = ceil_div(channels, dwconv::kBlock);
+  weights_ = make_buffer(blocks * taps * dwconv::kBlock);
+  float* to = weights_.get();
+  for (size_t b = 0; b < blocks; ++b) {
     for (size_t t = 0; t < taps; ++t) {
-      weights_[t * dw_stride_ + c] = c < channels ? weights[c * taps + t] : 0.0f;
+      for (size_t c = b * dwconv::kBlock; c < (b + 1) * dwconv::kBlock; ++c) {
+        *to++ = c < channels ? weights[c * taps + t] : 0.0f;
+      }
     }
   }
 }

@@ -74,11 +74,9 @@ class Conv {
                       const std::function<void(float*)>& first) const;
 
   // Computes some positions, by list, on the calling thread: those of a pointwise convolution, or
-  // those of a depthwise one, whose taps lie `offsets` floats from what an entry reads.
+  // those of a depthwise one, where `pitch` pixels are from one row of its input to the next.
   void gather_pointwise(const Gather& gather, const GatherPlanes& planes) const;
-  void gather_depthwise(const Gather& gather, const GatherPlanes& planes,
-                        const std::ptrdiff_t* offsets) const;
-  void gather_depthwise(const GatherByTap& gather, const GatherPlanes& planes) const;
+  void gather_depthwise(const Gather& gather, const GatherPlanes& planes, size_t pitch) const;
 
  private:
   // A panel of output channels of one group.
@@ -144,7 +142,7 @@ class Conv {
                    size_t channels) const;
   void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
                     size_t end) const;
-  dwconv::Strip gather_strip(const GatherPlanes& planes) const;
+  dwconv::Strip strip_of(const Finish& finish) const;
   void gather_fill(const Gather& gather, const GatherPlanes& planes, size_t begin,
                    size_t end) const;
   void gather_blanks(const Gather& gather, const GatherPlanes& planes) const;
@@ -166,7 +164,6 @@ class Conv {
   std::vector<Panel> panels_;               // empty for a depthwise convolution
   size_t packed_floats_ = 0;                // of all panels
   const dwconv::Kernel* dwconv_ = nullptr;  // null for any other
-  size_t dw_stride_ = 0;                    // channels of weights_ in whole vectors
   size_t mr_ = 0;                           // rows per tile that every panel's kernel takes
   std::vector<std::unique_ptr<Winograd>> winograds_;  // what may be faster than the panels alone
   std::string kernel_name_;

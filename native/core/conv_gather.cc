@@ -65,56 +65,29 @@ void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t
   }
 }
 
-// What all strips have in common.
-dwconv::Strip Conv::gather_strip(const GatherPlanes& planes) const {
-  dwconv::Strip strip{};
-  strip.taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
-  strip.channels = out_channels();
-  strip.columns = static_cast<size_t>(desc_.kernel[1]);
-  strip.weights = weights_.get();
-  strip.ldw = dw_stride_;
-  strip.bias = bias_.get();
+void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes, size_t pitch) const {
+  SmallArray<const float*, kStrip> rows(kStrip);
+  dwconv::Strip strip = strip_of(finish_);
+  strip.rows = rows.data();
+  strip.column_step = desc_.dilations[1] * static_cast<std::ptrdiff_t>(planes.ldx);
+  strip.row_step = desc_.dilations[0] * static_cast<std::ptrdiff_t>(pitch * planes.ldx);
   strip.y = planes.y;
   strip.ldy = planes.ldy;
-  strip.lo = finish_.lo;
-  strip.hi = finish_.hi;
-  return strip;
-}
-
-void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes,
-                            const std::ptrdiff_t* offsets) const {
-  SmallArray<const float*, kStrip> rows(kStrip);
-  dwconv::Strip strip = gather_strip(planes);
-  strip.rows = rows.data();
-  strip.offsets = offsets;
   const size_t count = gather.from.size();
   for (size_t from = 0; from < count; from += strip.m) {
     strip.m = std::min(kStrip, count - from);
     strip.dests = gather.dest.data() + from;
-    for (size_t i = 0; i < strip.m; ++i) rows[i] = planes.x + gather.from[from + i] * planes.ldx;
+    if (!gather.windows.empty()) strip.windows = gather.windows.data() + from;
+    for (size_t i = 0; i < strip.m; ++i) {
+      // Signed, because the first tap may be outside of the plane.
+      const auto pixel = static_cast<std::ptrdiff_t>(static_cast<int32_t>(gather.from[from + i]));
+      rows[i] = planes.x + pixel * static_cast<std::ptrdiff_t>(planes.ldx);
+    }
     dwconv_->run(strip);
     activate_rows(finish_, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
     gather_fill(gather, planes, from, from + strip.m);
   }
   gather_blanks(gather, planes);
-}
-
-void Conv::gather_depthwise(const GatherByTap& gather, const GatherPlanes& planes) const {
-  constexpr size_t kRows = 16;
-  dwconv::Strip strip = gather_strip(planes);
-  SmallArray<const float*, kRows * 9> rows(kRows * strip.taps);
-  strip.rows = rows.data();
-  const size_t count = gather.dest.size();
-  for (size_t from = 0; from < count; from += strip.m) {
-    strip.m = std::min(kRows, count - from);
-    strip.dests = gather.dest.data() + from;
-    const uint32_t* taps = gather.from.data() + from * strip.taps;
-    for (size_t i = 0; i < strip.m * strip.taps; ++i) {
-      rows[i] = taps[i] == GatherByTap::kOutside ? zeros_.get() : planes.x + taps[i] * planes.ldx;
-    }
-    dwconv_->run(strip);
-    activate_rows(finish_, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
-  }
 }
 
 void Conv::gather_blanks(const Gather& gather, const GatherPlanes& planes) const {

@@ -109,6 +109,8 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
   g.stride_x = desc_.strides[1];
   g.pad_top = desc_.pads[0];
   g.pad_left = desc_.pads[1];
+  g.kernel = {desc_.kernel[0], desc_.kernel[1]};
+  g.dilation = {desc_.dilations[0], desc_.dilations[1]};
   g.zeros = zeros_.get();
   g.positions = positions_ ? &*positions_ : nullptr;
   g.rows_per_image = positions_ ? positions_->kept.size() : static_cast<size_t>(plane);

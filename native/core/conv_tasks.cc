@@ -35,7 +35,7 @@ void Conv::igemm_task(const Work& work, size_t task) const {
 
 // The parts of a tile that no panel changes.
 igemm::Tile Conv::tile_of(const Work& work, Rows& rows, size_t row, size_t m) const {
-  rows.fill(row, m, Rows::Order::kByTap);
+  rows.fill(row, m);
   igemm::Tile tile{};
   tile.m = m;
   tile.taps = work.taps();
@@ -147,43 +147,47 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
 }
 
 void Conv::dwconv_task(const Work& work, size_t task) const {
-  constexpr size_t kStrip = 32;
+  constexpr size_t kStrip = 64;
   constexpr size_t kAhead = 16;  // what is fetched for writing
-  // Long strips inside a wide plane have a way of their own. On narrow ones, where every other
-  // strip touches an edge, it is better to look at no strip's edges: 14x14 with 384 channels 27 to
-  // 23 us, 7x7 with 960 channels 18 to 14 us. But 28x28 with 64 channels and 5x5 76 to 38 us.
-  const bool splits = work.geometry.out_width > 20;
+  const Geometry& g = work.geometry;
+  // On narrow planes, where every other strip touches an edge, it is better to look at no strip's
+  // edges: 14x14 with 384 channels 27 to 23 us, 7x7 with 960 channels 18 to 14 us. But with AVX2
+  // 28x28 with 64 channels and 5x5 76 to 38 us.
+  const bool alike = g.out_width > 20 && work.taps() <= dwconv_->most_taps_alike;
   const size_t begin = work.first_row(task);
   const size_t end = work.first_row(task + 1);
-  Rows rows(work.geometry, kStrip);
-  dwconv::Strip strip;
+  Rows rows(g, std::min(kStrip, end - begin));
+  dwconv::Strip strip = strip_of(work.finish);
+  strip.row_step = g.dilation[0] * g.width * g.in_channels;
+  strip.column_step = g.dilation[1] * g.in_channels;
+  strip.y = work.y;
+  strip.residual = work.added;
+  strip.ldy = out_channels();
+  strip.write_ahead = work.streams ? kAhead : 0;
   for (size_t from = begin; from < end; from += strip.m) {
-    strip.m = std::min(kStrip, end - from);
-    if (splits) {
-      strip.m = rows.fill_alike(from, strip.m, Rows::Order::kByRow);
-    } else {
-      rows.fill(from, strip.m, Rows::Order::kByRow);
-    }
-    strip.taps = work.taps();
-    strip.channels = out_channels();
+    strip.m = rows.fill_windows(from, std::min(kStrip, end - from), alike);
     strip.rows = rows.pointers();
-    strip.offsets = rows.offsets();
-    strip.columns = static_cast<size_t>(desc_.kernel[1]);
-    strip.weights = weights_.get();
-    strip.ldw = dw_stride_;
-    strip.bias = bias_.get();
+    strip.windows = rows.windows();
     strip.dests = rows.dests();
-    strip.y = work.y;
-    strip.residual = work.added;
-    strip.ldy = out_channels();
-    strip.write_ahead = work.streams ? kAhead : 0;
-    strip.lo = work.finish.lo;
-    strip.hi = work.finish.hi;
     dwconv_->run(strip);
     activate_rows(work.finish, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
     fill_rows(work, from, from + strip.m, 0, out_channels());
   }
   blank_share(work, task, work.tasks, 0, out_channels());
+}
+
+// What all strips have in common.
+dwconv::Strip Conv::strip_of(const Finish& finish) const {
+  dwconv::Strip strip{};
+  strip.height = static_cast<size_t>(desc_.kernel[0]);
+  strip.width = static_cast<size_t>(desc_.kernel[1]);
+  strip.channels = out_channels();
+  strip.zeros = zeros_.get();
+  strip.weights = weights_.get();
+  strip.bias = bias_.get();
+  strip.lo = finish.lo;
+  strip.hi = finish.hi;
+  return strip;
 }
 
 }  // namespace semisparse

@@ -6,24 +6,19 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/dwconv/dwconv.h"
 #include "kernels/epilogue/epilogue.h"
 
 namespace semisparse {
 
 // What each position reads, and where it goes.
 struct Gather {
-  std::vector<uint32_t> from, dest;    // computed: one entry each
-  std::vector<epilogue::Pair> copies;  // of what is there already, then from an entry's dest, in
-                                       // the order of the entries
-  std::vector<uint32_t> copy_begin;    // [entries + 1]: where in copies those of an entry start
-  std::vector<epilogue::Pair> blank;   // places whose linear part is zero: row 0
-};
-
-// The same for positions some of whose taps lie outside the plane.
-struct GatherByTap {
-  static constexpr uint32_t kOutside = 0xffffffff;
-  std::vector<uint32_t> from;  // [entries][taps], or kOutside
-  std::vector<uint32_t> dest;
+  std::vector<uint32_t> from, dest;     // computed: one entry each
+  std::vector<dwconv::Window> windows;  // of a depthwise convolution; empty: all taps are inside
+  std::vector<epilogue::Pair> copies;   // of what is there already, then from an entry's dest, in
+                                        // the order of the entries
+  std::vector<uint32_t> copy_begin;     // [entries + 1]: where in copies those of an entry start
+  std::vector<epilogue::Pair> blank;    // places whose linear part is zero: row 0
 };
 
 // Where a list's places are: pixels of ldx floats are read, pixels of ldy floats are written.

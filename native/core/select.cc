@@ -28,7 +28,8 @@ const Entry<igemm::Kernel> kIgemm[] = {
 };
 
 const Entry<dwconv::Kernel> kDwconv[] = {
-#define SEMISPARSE_DWCONV(isa) {isa, {"dwconv_" #isa, dwconv::dwconv_##isa}},
+#define SEMISPARSE_DWCONV(isa, most_taps_alike) \
+  {isa, {"dwconv_" #isa, dwconv::dwconv_##isa, most_taps_alike}},
 #include "kernels/dwconv/kernels.inc"
 #undef SEMISPARSE_DWCONV
 };

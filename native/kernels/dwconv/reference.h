@@ -12,9 +12,17 @@ inline void reference(const Strip& s) {
     for (size_t c = 0; c < s.channels; ++c) {
       const size_t at = s.dests[i] * s.ldy + c;
       double sum = s.bias[c];
-      for (size_t t = 0; t < s.taps; ++t) {
-        const float* row = s.offsets == nullptr ? s.rows[i * s.taps + t] : s.rows[i] + s.offsets[t];
-        sum += static_cast<double>(row[c]) * s.weights[t * s.ldw + c];
+      for (size_t ky = 0; ky < s.height; ++ky) {
+        for (size_t kx = 0; kx < s.width; ++kx) {
+          if (s.windows != nullptr) {
+            const Window& w = s.windows[i];
+            if (ky < w.top || ky >= w.bottom || kx < w.left || kx >= w.right) continue;
+          }
+          const float* row = s.rows[i] + static_cast<std::ptrdiff_t>(ky) * s.row_step +
+                             static_cast<std::ptrdiff_t>(kx) * s.column_step;
+          sum += static_cast<double>(row[c]) *
+                 s.weights[((c / kBlock * s.height + ky) * s.width + kx) * kBlock + c % kBlock];
+        }
       }
       if (s.residual != nullptr) sum += s.residual[at];
       s.y[at] = static_cast<float>(

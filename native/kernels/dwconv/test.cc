@@ -1,6 +1,6 @@
 // Every depthwise kernel against the reference, on random strips.
+#include <algorithm>
 #include <limits>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,86 +25,120 @@ struct Listed {
 };
 
 const Listed kKernels[] = {
-#define SEMISPARSE_DWCONV(isa) {#isa, "dwconv_" #isa, dwconv::dwconv_##isa},
+#define SEMISPARSE_DWCONV(isa, most_taps_alike) {#isa, "dwconv_" #isa, dwconv::dwconv_##isa},
 #include "kernels/dwconv/kernels.inc"
 #undef SEMISPARSE_DWCONV
 };
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Positions of a plane, mostly beside one another, and a filter's taps in rows and columns from
-// each; in pointers of their own for every tap, some may read somewhere else, as beyond an edge.
+// Positions of a plane that a filter goes over, in its order with some left out, or in none.
 struct Grid {
-  Grid(Guarded<float>& input, const dwconv::Strip& strip, size_t pixel, Random& random) {
-    const size_t columns = strip.columns;
-    const size_t step = pixel * random.size(1, 2);
-    const size_t row = step * columns + random.size(0, 3 * pixel);
-    for (size_t t = 0; t < strip.taps; ++t) {
-      offsets.push_back(static_cast<std::ptrdiff_t>(t / columns * row + t % columns * step));
-    }
-    const size_t last = input.size() - strip.channels - static_cast<size_t>(offsets.back());
-    size_t place = random.size(0, last);
-    for (size_t i = 0; i < strip.m; ++i) {
-      pointers.push_back(input.data() + place);
-      place += step;
-      if (place > last || random.chance(0.1)) place = random.size(0, last);
-    }
-    if (random.chance(0.5)) return;
-    std::vector<const float*> taps;
-    const double astray = random.chance(0.5) ? 0 : 0.01;
-    for (const float* pointer : pointers) {
-      for (const std::ptrdiff_t offset : offsets) {
-        taps.push_back(random.chance(astray) ? input.data() : pointer + offset);
+  Grid(const dwconv::Strip& strip, size_t pixel, Random& random)
+      : height(random.size(1, 14)), width(random.size(1, random.chance(0.1) ? 40 : 14)) {
+    const size_t stride = random.size(1, random.chance(0.8) ? 2 : 3);
+    const size_t dilation = random.size(1, random.chance(0.8) ? 1 : 3);
+    const size_t pad_y = random.size(0, strip.height * dilation);
+    const size_t pad_x = random.size(0, strip.width * dilation);
+    row_step = static_cast<std::ptrdiff_t>(dilation * width * pixel);
+    column_step = static_cast<std::ptrdiff_t>(dilation * pixel);
+    const auto inside = [&](size_t at, size_t tap, size_t pad, size_t size) {
+      return at + tap * dilation >= pad && at + tap * dilation < pad + size;
+    };
+    const auto range = [&](size_t at, size_t taps, size_t pad, size_t size) {
+      uint32_t begin = 0;
+      while (begin < taps && !inside(at, begin, pad, size)) ++begin;
+      uint32_t end = begin;
+      while (end < taps && inside(at, end, pad, size)) ++end;
+      return std::pair{begin, end};
+    };
+    const double left_out = random.chance(0.3) ? 0 : random.chance(0.5) ? 0.3 : 0.6;
+    for (size_t y = 0; y < height + pad_y; y += stride) {
+      for (size_t x = 0; x < width + pad_x; x += stride) {
+        if (random.chance(left_out)) continue;
+        const auto [top, bottom] = range(y, strip.height, pad_y, height);
+        const auto [left, right] = range(x, strip.width, pad_x, width);
+        windows.push_back({top, bottom, left, right});
+        origins.push_back((static_cast<std::ptrdiff_t>(y * width + x) -
+                           static_cast<std::ptrdiff_t>(pad_y * width + pad_x)) *
+                          static_cast<std::ptrdiff_t>(pixel));
       }
     }
-    pointers = std::move(taps);
-    offsets.clear();
+    if (origins.empty()) {
+      windows.push_back({0, 0, 0, 0});
+      origins.push_back(0);
+    }
+    if (random.chance(0.2)) {
+      for (size_t i = origins.size() - 1; i > 0; --i) {
+        const size_t j = random.size(0, i);
+        std::swap(origins[i], origins[j]);
+        std::swap(windows[i], windows[j]);
+      }
+    }
   }
 
-  std::vector<const float*> pointers;
-  std::vector<std::ptrdiff_t> offsets;
+  bool is_whole(const dwconv::Strip& strip) const {
+    return std::all_of(windows.begin(), windows.end(), [&](const dwconv::Window& w) {
+      return w.top == 0 && w.left == 0 && w.bottom == strip.height && w.right == strip.width;
+    });
+  }
+
+  // Only those all of whose taps are inside, if there are any.
+  void keep_whole(const dwconv::Strip& strip) {
+    Grid kept = *this;
+    kept.windows.clear();
+    kept.origins.clear();
+    for (size_t i = 0; i < origins.size(); ++i) {
+      const dwconv::Window& w = windows[i];
+      if (w.top != 0 || w.left != 0 || w.bottom != strip.height || w.right != strip.width) continue;
+      kept.windows.push_back(w);
+      kept.origins.push_back(origins[i]);
+    }
+    if (!kept.origins.empty()) *this = kept;
+  }
+
+  size_t height, width;
+  std::ptrdiff_t row_step, column_step;
+  std::vector<dwconv::Window> windows;
+  std::vector<std::ptrdiff_t> origins;
 };
 
 void check_strip(const Listed& kernel, uint64_t seed) {
   Random random(seed);
   dwconv::Strip strip{};
-  const bool grid = random.chance(0.5);
-  strip.m = random.size(1, random.chance(0.05) ? 600 : 20);
-  strip.taps = random.chance(0.5) ? 9 : random.size(1, 26);
-  if (grid) {
-    strip.columns = random.chance(0.8) ? 3 + 2 * random.size(0, 2) : random.size(1, 8);
-    strip.taps = strip.columns * (random.chance(0.6) ? strip.columns : random.size(1, 8));
-  }
+  strip.width = random.chance(0.8) ? 3 + 2 * random.size(0, 2) : random.size(1, 8);
+  strip.height = random.chance(0.6) ? strip.width : random.size(1, 8);
+  if (random.chance(0.02)) strip.height = strip.width = 17;
   strip.channels = random.size(1, random.chance(0.3) ? 150 : 20);
-  strip.ldw = (strip.channels + 15) / 16 * 16;  // whole vectors of any instruction set
+  const size_t blocks = (strip.channels + dwconv::kBlock - 1) / dwconv::kBlock;
   strip.ldy = strip.channels + (random.chance(0.5) ? 0 : random.size(1, 9));
+  const size_t pixel = strip.channels + (random.chance(0.5) ? 0 : random.size(1, 5));
+  Grid grid(strip, pixel, random);
+  if (random.chance(0.3)) grid.keep_whole(strip);
+  strip.m = grid.origins.size();
+  strip.row_step = grid.row_step;
+  strip.column_step = grid.column_step;
   test::context = std::string(kernel.name) + " m=" + std::to_string(strip.m) +
-                  " taps=" + std::to_string(strip.taps) +
+                  " filter=" + std::to_string(strip.height) + "x" + std::to_string(strip.width) +
                   " channels=" + std::to_string(strip.channels) + " seed=" + std::to_string(seed);
 
   const bool finite = random.chance(0.7);
-  const size_t pixel = grid ? strip.channels + random.size(0, 5) : 1;
-  const size_t spare = grid
-                           ? 10 * (2 * strip.columns + 3) * pixel * (1 + strip.taps / strip.columns)
-                           : random.size(0, 200);
-  Guarded<float> input(strip.channels + spare, random);
+  Guarded<float> input((grid.height * grid.width - 1) * pixel + strip.channels, random);
   test::fill(input, random, finite);
-  std::optional<Grid> in_grid;
-  std::optional<test::Rows> anywhere;
-  if (grid) {
-    const Grid& rows = in_grid.emplace(input, strip, pixel, random);
-    strip.rows = rows.pointers.data();
-    strip.offsets = rows.offsets.empty() ? nullptr : rows.offsets.data();
-  } else {
-    const test::Rows& rows = anywhere.emplace(input, strip.m, strip.taps, strip.channels, random);
-    strip.rows = rows.pointers.data();
-    strip.offsets = rows.offsets();
+  std::vector<const float*> rows;
+  for (const std::ptrdiff_t origin : grid.origins) rows.push_back(input.data() + origin);
+  strip.rows = rows.data();
+  Guarded<float> zeros(strip.channels, random);
+  std::fill_n(zeros.data(), strip.channels, 0.0f);
+  if (!grid.is_whole(strip) || random.chance(0.5)) {
+    strip.windows = grid.windows.data();
+    strip.zeros = zeros.data();
   }
 
-  Guarded<float> weights(strip.taps * strip.ldw, random);
+  Guarded<float> weights(blocks * strip.height * strip.width * dwconv::kBlock, random);
   test::fill(weights, random, true);
   strip.weights = weights.data();
-  Guarded<float> bias(strip.ldw, random);
+  Guarded<float> bias((strip.channels + 15) / 16 * 16, random);  // whole vectors of any kernel
   test::fill(bias, random, true);
   strip.bias = bias.data();
 
