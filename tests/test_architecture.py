@@ -16,10 +16,10 @@ PACKAGE = ROOT / "src" / "semisparse"
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
     (
-        "errors, files config blocks, masks blue_noise schedules selection trace, rules region, importance, layers, "
-        "sparsifier, ops, export, training, tune"
+        "errors, files image_size config blocks, masks blue_noise schedules selection trace, "
+        "rules region, importance, layers, sparsifier, ops, export, training, tune"
     ),
-    "errors, files, runtime, native feeds, check doctor, bench, report, tune",
+    "errors, files image_size, runtime, native feeds, check doctor, bench, report, tune",
 ]
 # Single files with one more door, and why.
 DOORS = {

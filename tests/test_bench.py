@@ -198,7 +198,21 @@ def test_json_on_standard_output_is_all_of_it(cache: Path) -> None:
         NAME, "--quick", "--image-size", 32, "--fill", "nearest", "--cache", cache, "--json", "-"
     )
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["models"][0]["name"] == NAME
+    results = json.loads(result.stdout)
+    assert results["models"][0]["name"] == NAME
+    assert results["settings"]["image_size"] == 32
+
+
+def test_height_and_width_are_in_title_and_figures(cache: Path, tmp_path: Path) -> None:
+    result = command(
+        NAME, "--quick", "--rounds", 1, "--image-size", "24x40", "--fill", "nearest",
+        "--cache", cache, "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "1x3x24x40, 1 thread" in result.output
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["settings"]["image_size"] == "24x40"
+    assert results["models"][0]["input_shape"] == [1, 3, 24, 40]
 
 
 def test_an_exported_file_is_timed_against_its_portable_body(model: Model, cache: Path) -> None:
@@ -214,6 +228,7 @@ def test_an_exported_file_is_timed_against_its_portable_body(model: Model, cache
     [
         (("--peers", "onnxruntime", "tensorrt"), "There is no peer 'tensorrt'"),
         (("--fill", "zero"), "There is no fill 'zero'"),
+        (("--image-size", "wide"), "image_size is 'wide'; give HEIGHTxWIDTH"),
         (("--chains", "none"), "There is no kind of chains 'none'"),
         (("--sparsity", "0", "resnet50"), "give numbers, and the models before them"),
         (("--threads", "0"), "threads is 0"),

@@ -184,6 +184,23 @@ def test_another_setting_is_another_file(model: Model, cache: Path) -> None:
             assert layer.sparsity == 0
 
 
+def test_the_folder_and_the_input_have_the_height_and_the_width(cache: Path) -> None:
+    folders = set()
+    for size in ((24, 40), (40, 24)):
+        made = prepare(NAME, cache, sparsities=[0.25], fills=["bias"], image_size=size)
+        height, width = size
+        assert made.folder.name.startswith(f"semisparse-resnet8-{height}x{width}-")
+        assert made.x.shape == (1, 3, height, width)
+        assert made.work.layers[0].plane == (height, width)
+        assert (
+            difference(run_stock(made.variants[0].path, made.x), made.variants[0].expected) < 1e-5
+        )
+        folders.add(made.folder)
+    assert len(folders) == 2
+    again = prepare(NAME, cache, sparsities=[0.25], fills=["bias"], image_size="24x40")
+    assert again.folder in folders
+
+
 def test_every_fill_is_timed_in_every_block(cache: Path) -> None:
     blocked = prepare(
         NAME, cache, sparsities=[0, 0.25], fills=["bias"], blocks=[1, 4], image_size=32
@@ -247,7 +264,7 @@ def test_work_counts_groups_strides_and_matrix_products() -> None:
     [
         ("resnet19", {}, ModelError, "did you mean"),
         (NAME, {"sparsities": [1.0]}, ConfigError, r"Sparsity 1\.0"),
-        (NAME, {"image_size": 0}, ConfigError, "image size is 0"),
+        (NAME, {"image_size": 0}, ConfigError, "image_size is 0"),
         (NAME, {"skip": ["nothing.*"], "image_size": 32}, ConfigError, "nothing"),
         ("absent.onnx", {}, FileFormatError, "not a file"),
     ],

@@ -199,10 +199,25 @@ def test_export_reports_its_layers(invoke, tmp_path):
     assert "0.000" in text
 
 
+def test_export_takes_height_and_width(invoke, tmp_path):
+    path = tmp_path / "model.onnx"
+    arguments = ("--model", "semisparse/resnet8", "--num-classes", 10, "--image-size", "24x40")
+    text = invoke("export", *arguments, "--sparsity", 0.3, "--out", path).stdout
+    for plane in ("24x40", "12x20", "6x10"):
+        assert f" {plane} " in text
+    sizes = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_value for size in sizes][1:] == [3, 24, 40]
+    invoke("check", path)
+    ran = json.loads(invoke("run", path, "--repeats", 1, "--json").stdout)
+    assert ran["inputs"] == {"input": [1, 3, 24, 40]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "either --run"),
+        (["--model", "semisparse/resnet8", "--image-size", "24 x 40"], "'24 x 40'; give HEIGHTx"),
+        (["--model", "semisparse/resnet8", "--image-size", 0], "image_size is '0'"),
         (["--run", "a", "--model", "b"], "either --run"),
         (["--run", "/nowhere"], "/nowhere"),
         (["--model", "torchvision/resnet81"], "resnet18"),

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from semisparse.cli import app
 
 QUICK = ("--epochs", "1", "--sparsity", "0.3", "--threads", "1", "--rounds", "2")
-QUICK += ("--image-size", "64")
+QUICK += ("--image-size", "64x96")
 
 
 def demo(out: Path, *arguments: str):
@@ -39,6 +39,7 @@ def test_the_figures_are_of_both_engines_and_all_sparsities(first):
         ("semisparse", 0.3),
     ]
     assert rows[0]["speedup"] == 1
+    assert "ResNet18 at 64x96," in figures["facts"]["latency"]
     assert rows[2]["limit"] == pytest.approx(1 / 0.7)
     for row in rows:
         low, high = row["latency_quartiles"]
@@ -118,6 +119,11 @@ def test_bad_input_is_one_line(tmp_path):
     result = demo(tmp_path / "file")
     assert result.exit_code == 1
     assert "cannot be written" in result.stderr
+    for size in ("31x64", "wide"):
+        result = demo(tmp_path / "out", "--image-size", size)
+        assert result.exit_code == 1
+        assert f"'{size}'" in result.stderr
+        assert not (tmp_path / "out").exists()
     result = demo(tmp_path / "out", "--sparsity", "1.5")
     assert result.exit_code == 1
     assert "1.5" in result.stderr

@@ -15,6 +15,7 @@ from semisparse.bench.models import prepare
 from semisparse.bench.peers import PEERS
 from semisparse.config import FILLS
 from semisparse.errors import ConfigError
+from semisparse.image_size import AnySize, ImageSize
 
 FORMAT_VERSION = 2
 
@@ -45,7 +46,7 @@ class Settings:
     chains: tuple[str, ...] = ("fused",)
     skip: tuple[str, ...] = ()
     region: tuple[str, ...] = ()
-    image_size: int = 224
+    image_size: AnySize = 224
     threads: tuple[int, ...] = (1, 2)
     peers: tuple[str, ...] = ("onnxruntime", "openvino", "xnnpack", "ncnn")
     rounds: int = 20
@@ -54,6 +55,7 @@ class Settings:
     memory: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", ImageSize.of(self.image_size).plain)
         if unknown := [name for name in self.peers if name not in PEERS]:
             raise ConfigError(f"There is no peer {unknown[0]!r}; known are {', '.join(PEERS)}.")
         if unknown := [fill for fill in self.fills if fill not in FILLS]:

@@ -24,6 +24,7 @@ from semisparse.bench.work import DOMAIN, Work, inlined, name_layers, read, work
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, FileFormatError, MissingExtraError, ModelError
 from semisparse.files import writing
+from semisparse.image_size import AnySize, ImageSize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,7 +125,7 @@ def prepare(
     chains: Sequence[str] = ("fused",),
     skip: Sequence[str] = (),
     region: Sequence[str] = (),
-    image_size: int = 224,
+    image_size: AnySize = 224,
     progress: Callable[[str], object] = lambda what: None,
 ) -> Model:
     """The model of a name, or of an exported file.
@@ -139,7 +140,7 @@ def prepare(
         skip: rules of `SparsityConfig` for layers to leave dense.
         region: of `SparsityConfig`, for all but the dense model. With one, sparsity 0 is that model
             and also the one that is masked outside of the region only.
-        image_size: height and width of the input.
+        image_size: of the input: a side, or height and width.
         progress: called with what is being made.
 
     Raises:
@@ -152,8 +153,7 @@ def prepare(
         raise ConfigError(f"{name} has its own masks; give a region with models by name only.")
     if name.endswith(".onnx"):
         return _from_file(Path(name), cache, progress)
-    if image_size < 1:
-        raise ConfigError(f"The image size is {image_size}; give 1 or more.")
+    size = ImageSize.of(image_size)
     for sparsity in sparsities:
         if not 0 <= sparsity < 1:
             raise ConfigError(f"Sparsity {sparsity} is out of range; give values in [0, 1).")
@@ -169,14 +169,14 @@ def prepare(
                     sparsity, skip=tuple(skip), fill=fill, block=block, region=tuple(region)
                 )
             )
-    return _from_name(name, cache, list(product(configs, chains)), image_size, progress)
+    return _from_name(name, cache, list(product(configs, chains)), size, progress)
 
 
 def _from_name(
     name: str,
     cache: Path,
     files: Sequence[tuple[SparsityConfig | None, str]],
-    image_size: int,
+    size: ImageSize,
     progress: Callable[[str], object],
 ) -> Model:
     try:
@@ -243,18 +243,14 @@ def _from_name(
 
     settings = {
         "model": full_name,
-        "image_size": image_size,
+        "image_size": size,
         "classes": _CLASSES,
         "seed": _SEED,
         "torch": version("torch"),
         "sources": _sources(),
     }
-    folder = cache / f"{_slug(name)}-{image_size}-{_digest(json.dumps(settings).encode())}"
-    x = (
-        np.random.default_rng(_SEED)
-        .standard_normal((1, 3, image_size, image_size))
-        .astype(np.float32)
-    )
+    folder = cache / f"{_slug(name)}-{size}-{_digest(json.dumps(settings).encode())}"
+    x = np.random.default_rng(_SEED).standard_normal((1, 3, *size)).astype(np.float32)
     model = module()
     dense = folder / "dense.onnx"
     if not dense.exists():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from semisparse.cli import options
 from semisparse.cli.console import print_table, still_bar, tables_console
 from semisparse.errors import ConfigError
 
@@ -90,7 +91,13 @@ def bench(
             "torch-compile. (default: the first four)"
         ),
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width of the input.")] = 224,
+    image_size: Annotated[
+        str,
+        typer.Option(
+            help="Of the input: height x width, as 180x320, or one number for a square.",
+            metavar=options.SIZE,
+        ),
+    ] = "224",
     rounds: Annotated[
         int | None, typer.Option(help="Samples of each candidate in a run. (default: 20)")
     ] = None,
@@ -130,7 +137,7 @@ def bench(
           --peers onnxruntime openvino xnnpack ncnn --fill bias nearest \\
           --json out.json --markdown out.md
       semisparse bench resnet18 --sparsity 0.3 --fill nearest --block 1 4 auto
-      semisparse bench mobilenet_v2 --sparsity 0 0.3 --region road.png
+      semisparse bench mobilenet_v2 --sparsity 0 0.3 --region road.png --image-size 180x320
       semisparse bench model.onnx --peers onnxruntime,openvino --layers
     """
     from rich.console import Console

@@ -28,6 +28,7 @@ from semisparse.cli import options
 from semisparse.cli.console import tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, ExportError, LibraryError
+from semisparse.image_size import ImageSize
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -69,8 +70,13 @@ def demo(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate.")] = 20,
     image_size: Annotated[
-        int, typer.Option(min=32, help="Height and width that ResNet18 is timed at.")
-    ] = 224,
+        str,
+        typer.Option(
+            help="That ResNet18 is timed at: height x width, as 180x320, or one number for a "
+            "square, from 32.",
+            metavar=options.SIZE,
+        ),
+    ] = "224",
     as_json: options.Json = False,
 ) -> None:
     """Train on handwritten digits dense and masked, export, and time ResNet18 masked the same.
@@ -86,6 +92,7 @@ def demo(
     from semisparse.report import render, table
     from semisparse.training.progress import bars
 
+    size = ImageSize.of(image_size, least=32)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,7 +103,7 @@ def demo(
     console = Console(stderr=True)
     with bars(console) as progress:
         networks = [_train(recipe, out / "training", fresh, progress) for recipe in recipes]
-        latency = _time(out, sparsities, block, threads, rounds, image_size, fresh, progress)
+        latency = _time(out, sparsities, block, threads, rounds, size, fresh, progress)
     report = _report(networks, latency, epochs)
     path = out / "report.html"
     render(report, path)
@@ -193,7 +200,7 @@ def _time(
     block: int,
     threads: int,
     rounds: int,
-    image_size: int,
+    size: ImageSize,
     fresh: bool,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def _time(
     description = machine.describe()
     settings = {
         "model": _TIMED_MODEL,
-        "image_size": image_size,
+        "image_size": str(size),
         "sparsities": sparsities,
         "fill": _FILL,
         "block": block,
@@ -233,7 +240,7 @@ def _time(
         sparsities=sparsities,
         fills=(_FILL,),
         blocks=(block,),
-        image_size=image_size,
+        image_size=size,
         progress=lambda what: progress.update(task, note=what),
     )
     progress.update(task, note="timing, interleaved")
@@ -306,14 +313,14 @@ def _report(networks: list[_Network], figures: Mapping[str, Any], epochs: int) -
                 )
             )
     settings = figures["settings"]
-    machine, size = settings["machine"], settings["image_size"]
+    machine = settings["machine"]
     facts = {
         "masks": f"on every convolution, fill {_FILL}, block {settings['block']}",
         "accuracy": f"ResNet8 on scikit-learn's digits at 32x32, epochs {epochs}, one seed; the "
         "exported files in ONNX Runtime",
         "parity": f"with and without the library the logits of the test images differ by at most "
         f"{max(network.difference for network in networks):.1e} (norm-relative)",
-        "latency": f"ResNet18 at {size}x{size}, random weights, float32, batch 1, "
+        "latency": f"ResNet18 at {settings['image_size']}, random weights, float32, batch 1, "
         f"threads {settings['threads']}, interleaved rounds {settings['rounds']}, medians",
         "speedup": "median of the ratios within a round, so that drift of the machine cancels",
         "CPU": f"{machine['cpu']}, {machine['cores']} cores, instruction set {machine['isa']}",

@@ -13,6 +13,7 @@ from semisparse.cli import options
 from semisparse.cli.console import tables_console
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
+from semisparse.image_size import ImageSize
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,8 +33,13 @@ def export(
         int, typer.Option(min=1, help="Of the model.", rich_help_panel=options.MODEL)
     ] = 1000,
     image_size: Annotated[
-        int, typer.Option(min=1, help="Height and width.", rich_help_panel=options.MODEL)
-    ] = 224,
+        str,
+        typer.Option(
+            help="Height x width, as 180x320, or one number for a square.",
+            metavar=options.SIZE,
+            rich_help_panel=options.MODEL,
+        ),
+    ] = "224",
     seed: Annotated[
         int, typer.Option(min=0, help="Of weights and masks.", rich_help_panel=options.MODEL)
     ] = 0,
@@ -68,7 +74,8 @@ def export(
     else:
         assert model is not None
         config = options.masks(ctx, sparsity_config)
-        network, example = _by_name(model, num_classes, weights, image_size, config, seed)
+        size = ImageSize.of(image_size)
+        network, example = _by_name(model, num_classes, weights, size, config, seed)
     report = export_onnx(network, example, out)
     if header is not None:
         export_header(network, header)
@@ -96,7 +103,7 @@ def _by_name(
     name: str,
     num_classes: int,
     weights: str | None,
-    image_size: int,
+    size: ImageSize,
     masks: SparsityConfig | None,
     seed: int,
 ) -> tuple[nn.Module, Tensor]:
@@ -108,7 +115,7 @@ def _by_name(
 
     torch.manual_seed(seed)
     model = create(name, num_classes, weights).eval()
-    example = torch.randn(1, 3, image_size, image_size)
+    example = torch.randn(1, 3, *size)
     if masks is not None:
         Sparsifier(model, example, masks, total_steps=1).freeze()
     return model, example

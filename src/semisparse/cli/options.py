@@ -11,6 +11,8 @@ from semisparse.config import SparsityConfig
 
 MODEL = "Model and data"
 MASKS = "Masks"
+# Of options that take an image size.
+SIZE = "<int or HxW>"
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 OnnxFile = Annotated[Path, typer.Option(help="The file to write.")]
