@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--num-classes", type=int, default=10)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--image-size", help="a number, or HEIGHTxWIDTH")
+    parser.add_argument("--whole", action=argparse.BooleanOptionalAction)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.1, 1.2, 1.3])
@@ -57,11 +58,13 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     model, images, source = trained.load(
         *(given.model, given.weights, given.num_classes, given.data, None, given.image_size),
-        given.images,
+        *(given.whole, given.images, 0.01),
         option="--data",
     )
     test = load(
-        source.name, source.root, source.image_size, normalisation=source.normalisation
+        *(source.name, source.root, source.image_size),
+        normalisation=source.normalisation,
+        whole=source.whole,
     ).test
     count = min(len(test), given.test_images)
     held_out = torch.stack([test[index][0] for index in range(count)])

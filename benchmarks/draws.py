@@ -35,8 +35,8 @@ def main() -> None:
 
     data = settings.read(options.folder)
     where = (data.data_root, data.image_size)
-    images = calibration_images(data.data, options.images, *where)
-    split = load(data.data, *where).test
+    images = calibration_images(data.data, options.images, *where, whole=data.whole)
+    split = load(data.data, *where, whole=data.whole).test
     tested = [split[index] for index in range(0, len(split), options.every)]
     batch = torch.stack([image for image, _ in tested])
     classes = torch.tensor([label for _, label in tested])

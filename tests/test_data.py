@@ -11,6 +11,7 @@ import struct
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,13 +25,15 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from semisparse.cli import app
-from semisparse.errors import DataError
+from semisparse.errors import ConfigError, DataError
 from semisparse.training import data
 from semisparse.training.data import ImageData, calibration_images
+from semisparse.training.data.images import ImageSet
 from semisparse.training.data.order import EvaluationOrder, TrainingOrder, even_batch_size
 
 # torchvision itself is importable only after semisparse.training.
 from semisparse.training.data.published import datasets
+from semisparse.training.data.transforms import v2
 
 imagenet = datasets.imagenet
 
@@ -167,7 +170,7 @@ def cifar10(tmp_path, monkeypatch):
 def test_cifar10_is_shifted_and_mirrored_and_its_test_split_is_the_official_one(cifar10):
     splits = data.load("cifar10", cifar10)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (90, 10, 20)
-    assert (splits.channels, splits.image_size, len(splits.classes)) == (3, 32, 10)
+    assert (splits.channels, splits.image_size, len(splits.classes)) == (3, (32, 32), 10)
     assert sorted(labels(splits.val)) == list(range(10))
     official = pickle.loads((cifar10 / "cifar-10-batches-py" / "test_batch").read_bytes())
     pixels = splits.test.source.images.reshape(20, -1).numpy()
@@ -282,7 +285,7 @@ def test_flowers102_has_the_official_splits(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)
     splits = data.load("flowers102", tmp_path)
-    assert (len(splits.classes), splits.image_size) == (102, 224)
+    assert (len(splits.classes), splits.image_size) == (102, (224, 224))
     numbers = {
         name: sorted(int(path[-9:-4]) for path in paths(getattr(splits, name)))
         for name in ("train", "val", "test")
@@ -446,8 +449,11 @@ def test_a_folder_given_as_name_is_told_from_a_name(tmp_path):
 
 
 def test_sizes_out_of_range_are_refused():
-    with pytest.raises(DataError, match="Image size 2"):
-        data.load("digits", image_size=2)
+    for size in (2, "7x9", (9, 7)):
+        with pytest.raises(ConfigError, match="8 or more pixels a side"):
+            data.load("digits", image_size=size)
+    with pytest.raises(ConfigError, match="'wide'"):
+        calibration_images("digits", 9, image_size="wide")
     with pytest.raises(DataError, match="fewer than one batch of 5000"):
         ImageData("digits", batch_size=5000)
 
@@ -459,6 +465,142 @@ def test_the_normalisation_of_weights_replaces_that_of_the_set(tmp_path):
     assert image[2].unique().tolist() == [-2]
     grey = data.load("digits", normalisation=half).val[0][0]
     assert torch.equal(grey, data.load("digits").val[0][0])
+
+
+# Which part of an image is seen
+
+
+UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+RED, GREEN, BLUE, WHITE = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)
+
+
+def corners(image) -> list[tuple[int, ...]]:
+    """The colours of the four, from the upper left one on, by rows."""
+    return [tuple(image[:, y, x].round().int().tolist()) for y in (0, -1) for x in (0, -1)]
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> str:
+    """Of 90x160 pixels, grey, with a corner each of red, green, blue and white."""
+    folder = tmp_path_factory.mktemp("frames")
+    pixels = np.full((90, 160, 3), 100, np.uint8)
+    # Narrower than the margin that is usually cut off, a sixteenth of a side.
+    for y, x, colour in ((0, 0, RED), (0, 154, GREEN), (86, 0, BLUE), (86, 154, WHITE)):
+        pixels[y : y + 4, x : x + 6] = 255 * np.array(colour)
+    for index in range(40):
+        path = folder / f"class{index % 2}" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return f"imagefolder:{folder}"
+
+
+@pytest.mark.parametrize("size", [(45, 80), "45x80", (80, 45), 48])
+def test_whole_frames_keep_their_corners_wherever_they_are_prepared(frames, size, tmp_path):
+    upright = [RED, GREEN, BLUE, WHITE]
+    options = {"image_size": size, "whole": True, "normalisation": UNCHANGED}
+    splits = data.load(frames, **options)
+    assert splits.val[0][0].shape[1:] == splits.image_size
+    assert corners(splits.val[0][0]) == corners(splits.test[0][0]) == upright
+    mirrored = [GREEN, RED, WHITE, BLUE]
+    seen = [corners(image) for image in epoch_of(frames, **options)]
+    assert {tuple(view) for view in seen} == {tuple(upright), tuple(mirrored)}
+    assert 4 < seen.count(mirrored) < len(seen) - 4
+    in_place = epoch_of(frames, **options, in_place=True)
+    assert all(corners(image) == upright for image in in_place)
+    assert corners(calibration_images(frames, 3, **options)[2]) == upright
+    assert corners(data.validation_images(frames, 3, **options)[0][2]) == upright
+    (source,) = data.load(frames).val.source.images[np.array([0])]._paths
+    (tmp_path / "0.png").write_bytes(Path(source.decode()).read_bytes())
+    unlabelled = calibration_images(f"imagefolder:{tmp_path}", 1, **options)
+    assert corners(unlabelled[0]) == upright
+    del options["whole"]
+    cut = calibration_images(frames, 1, **options)[0]
+    assert torch.equal(cut, data.load(frames, **options).val[0][0])
+    assert corners(cut) == [(0, 0, 0)] * 4
+
+
+def epoch_of(name, **options) -> torch.Tensor:
+    """All images of an epoch of training."""
+    loader = ImageData(name, batch_size=16, **options).train_dataloader()
+    loader.sampler.set_epoch(0)
+    return torch.cat([images for images, _ in loader])
+
+
+def test_a_whole_frame_is_what_pillow_makes_of_it(frames):
+    image, _ = data.load(frames, image_size=(30, 70), whole=True, normalisation=UNCHANGED).val[0]
+    original = data.load(frames).val.source.images[0]
+    expected = np.asarray(original.resize((70, 30), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal((image * 255).round().byte().permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("shape", [(120, 200), (200, 120), (160, 160)])
+@pytest.mark.parametrize("size", [(56, 112), (112, 56), (77, 77)])
+def test_the_centre_is_cut_out_with_the_customary_margin_and_undistorted(tmp_path, shape, size):
+    """A white square in the middle of the image is a square in what is prepared of it."""
+    pixels = np.zeros((*shape, 3), np.uint8)
+    middle, side = (shape[0] // 2, shape[1] // 2), 40
+    pixels[middle[0] - 20 : middle[0] + 20, middle[1] - 20 : middle[1] + 20] = 255
+    for index in range(20):
+        path = tmp_path / "class0" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    splits = data.load(f"imagefolder:{tmp_path}", image_size=size, normalisation=UNCHANGED)
+    image, _ = splits.val[0]
+    assert image.shape == (3, *size)
+    scale = max(size[0] * 8 / 7 / shape[0], size[1] * 8 / 7 / shape[1])
+    for across in (0, 1):
+        profile = image[0].amax(across)
+        inside = torch.nonzero(profile > 0.5).flatten()
+        assert len(inside) == pytest.approx(side * scale, abs=1.5)
+        assert float(inside.double().mean()) == pytest.approx((len(profile) - 1) / 2, abs=1.5)
+
+
+@pytest.mark.parametrize("side", [24, 31, 224])
+def test_of_squares_the_centre_is_what_it_has_always_been(tmp_path, side):
+    rng = np.random.default_rng(0)
+    for index, shape in enumerate([(40, 61), (61, 40), (50, 50), (300, 211), (17, 90)] * 4):
+        path = tmp_path / "class0" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(path)
+    val = data.load(f"imagefolder:{tmp_path}", image_size=side, normalisation=UNCHANGED).test
+    usual = v2.Compose([v2.Resize(side * 8 // 7), v2.CenterCrop(side), v2.PILToTensor()])
+    for index in range(len(val)):
+        expected = usual(val.source.images[index])
+        assert torch.equal((val[index][0] * 255).round().byte(), expected)
+
+
+@pytest.mark.parametrize("size", [(36, 64), (64, 36), (48, 48)])
+def test_random_crops_have_the_shape_of_the_input_but_for_the_customary_third(tmp_path, size):
+    """The colours of an image tell its coordinates, and so how far a crop is stretched."""
+    height, width = 4 * size[0], 4 * size[1]
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    pixels = np.stack([red, green, 0 * red], -1).round().astype(np.uint8)
+    for index in range(100):
+        path = tmp_path / "class0" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    images = epoch_of(f"imagefolder:{tmp_path}", image_size=size, normalisation=UNCHANGED)
+    across = (images[:, 0, :, -1] - images[:, 0, :, 0]).mean(1).abs() * width / size[1]
+    down = (images[:, 1, -1] - images[:, 1, 0]).mean(1) * height / size[0]
+    stretched = across / down
+    assert 0.7 < float(stretched.min()) < 0.85
+    assert 1.2 < float(stretched.max()) < 1.43
+
+
+def test_small_images_are_whole_in_evaluation_and_with_the_option_in_training(cifar10):
+    options = {"root": cifar10, "image_size": (24, 40), "normalisation": UNCHANGED}
+    splits = data.load("cifar10", **options)
+    whole = data.load("cifar10", **options, whole=True)
+    assert splits.test[3][0].shape == (3, 24, 40)
+    assert torch.equal(splits.test[3][0], whole.test[3][0])
+    plain = ImageSet(whole.train.source, whole.test.prepare, whole.test.finish)
+    mirrored = 0
+    for index in range(40):
+        image, own = whole.train[index][0], plain[index][0]
+        flipped = torch.allclose(image, own.flip(2), atol=1 / 255)
+        assert flipped or torch.equal(image, own)
+        mirrored += flipped
+    assert 5 < mirrored < 35
 
 
 # In which order they are drawn

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from rich.progress import Progress
 from torch import Tensor, nn
 
 import semisparse
 from semisparse.bench.models import prepare
+from semisparse.cli import trained
 from semisparse.cli.compare import _words
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, MaskError
@@ -29,8 +31,9 @@ from semisparse.sparsifier import Sparsifier
 from semisparse.training import run, saved, settings
 from semisparse.training.apply import Change, apply
 from semisparse.training.config_file import read, read_masks, read_region
-from semisparse.training.data import load
+from semisparse.training.data import calibration_images, load, validation_images
 from semisparse.training.data.images import ImageSet
+from semisparse.training.data.transforms import v2
 from semisparse.training.self_distillation import Recipe, self_distill
 from semisparse.training.settings import TrainSettings
 
@@ -338,6 +341,114 @@ def test_the_commands_take_a_picture(invoke, refused, tmp_path: Path) -> None:
     assert "There is no file" in refused(
         "apply", "--model", dense, "--region", tmp_path / "absent.png", "--out", masked
     )
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 54x96 pixels, dark or bright, but for noise."""
+    folder = tmp_path_factory.mktemp("frames")
+    rng = np.random.default_rng(0)
+    for level, kind in ((40, "free"), (150, "taken")):
+        (folder / kind).mkdir()
+        for index in range(40):
+            pixels = level + rng.integers(0, 60, (54, 96, 3), np.uint8)
+            picture(folder / kind / f"{index}.png", pixels.astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense run on those, of which nothing is cut off."""
+    chosen = {"model": "semisparse/resnet8", "data": f"imagefolder:{frames}", "batch_size": 16}
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    recipe = TrainSettings(**chosen, image_size=(27, 48), whole=True, epochs=1)
+    run.train(recipe, out, progress=Progress(disable=True))
+    return out
+
+
+@pytest.fixture
+def uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting anything off an image fails."""
+
+    def cut(*arguments: object) -> None:
+        raise AssertionError("a part of an image was cut off")
+
+    for kind in (v2.CenterCrop, v2.RandomResizedCrop, v2.RandomCrop):
+        monkeypatch.setattr(kind, "forward", cut)
+
+
+def input_of(path: Path) -> list[int]:
+    (entry,) = onnx.load(path).graph.input
+    return [size.dim_value for size in entry.type.tensor_type.shape.dim][1:]
+
+
+def test_whole_frames_from_training_to_the_session(
+    invoke, refused, uncut: None, frames: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    """A camera's images, 9 to 16, of which the right half of the lower half matters."""
+    pixels = np.zeros((27, 48), np.uint8)
+    pixels[14:, 24:] = 255
+    lane = picture(tmp_path / "lane.png", pixels)
+    masked = tmp_path / "masked"
+    taught = ["--model", whole_run, "--data", f"imagefolder:{frames}", "--batch-size", 16]
+    taught += ["--epochs", 1, "--image-size", "27x48", "--whole", "--region", lane]
+    taught += ["--importance", 1, "--sparsity", 0.2, "--only", "block-last", "--teacher", whole_run]
+    invoke(
+        "train", *taught, "--prune-channels", 0.3, "--prune-importance", "taylor", "--out", masked
+    )
+    kept = json.loads((masked / "config.json").read_text())
+    assert (kept["image_size"], kept["whole"]) == ("27x48", True)
+    model, example, _ = saved.load_run(masked)
+    assert example.shape == (1, 3, 27, 48)
+    # The stem is masked outside of the region only, so its mask is the picture.
+    np.testing.assert_array_equal(masked_layers(model)["stem.0"].mask, pixels > 0)
+    path = tmp_path / "masked.onnx"
+    invoke("export", "--run", masked, "--out", path)
+    assert input_of(path) == [3, 27, 48]
+    invoke("check", path)
+    ran = json.loads(invoke("run", path, "--repeats", 1, "--json").stdout)
+    assert ran["inputs"] == {"input": [1, 3, 27, 48]}
+    for config in ([], ["--config", masked / "config.json"]):
+        assert "test accuracy" in invoke("train", "--resume", masked, *config).stdout
+    resumed = ["train", "--resume", masked]
+    assert "image_size: 48x27, not 27x48" in refused(*resumed, "--image-size", "48x27")
+    assert "whole: False, not True" in refused(*resumed, "--no-whole")
+
+    # Masks on the run without training take images as it did.
+    options = ["--model", whole_run, "--region", lane, "--draws", 1, "--images", 40, "--out", path]
+    sparsities = json.loads(invoke("apply", *options, "--distill-steps", 2, "--json").stdout)[
+        "sparsities"
+    ]
+    assert sparsities["stem.0"] == pytest.approx(1 - 13 * 24 / (27 * 48))
+    assert input_of(path) == [3, 27, 48]
+    small = ["--images", 20, "--rounds", 10, "--sparsities", 0.5, "--block", 1]
+    goal = ["--max-drop", 100, *small, "--out", tmp_path / "sparsity.json"]
+    figures = json.loads(invoke("tune", whole_run, *goal, "--json").stdout)
+    assert figures["path"] == str(tmp_path / "sparsity.json")
+    assert input_of(tmp_path / "sparsity.tune" / "tuned.onnx") == [3, 27, 48]
+
+
+@pytest.mark.parametrize(
+    ("given", "followed"),
+    [
+        ((None, None), ("27x48", True)),
+        (("16x32", None), ((16, 32), True)),
+        ((None, False), ((27, 48), False)),
+        (("16", False), (16, False)),
+    ],
+)
+def test_images_for_a_run_are_prepared_as_it_did_unless_told_otherwise(
+    frames: Path, whole_run: Path, given, followed
+) -> None:
+    run = [str(whole_run), None, 1000, None, None, *given, 6, 0.01]
+    _, images, source = trained.load(*run, option="--data")
+    size, whole = followed
+    name = f"imagefolder:{frames}"
+    options = {"image_size": size, "whole": whole}
+    assert torch.equal(images, calibration_images(name, 6, **options))
+    held_out, labels, _ = validation_images(name, 6, **options)
+    assert torch.equal(source.validation(6)[0], held_out)
+    assert torch.equal(source.validation(6)[1], labels)
 
 
 def test_the_benchmark_times_the_region_beside_the_dense_model(tmp_path: Path) -> None:

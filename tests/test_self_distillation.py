@@ -58,6 +58,29 @@ def differing(model: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
     return {name for name, value in values(model).items() if not torch.equal(value, before[name])}
 
 
+@pytest.mark.parametrize(("height", "width"), [(36, 64), (64, 36), (48, 48)])
+def test_crops_have_the_shape_of_the_images_but_for_a_third(height, width):
+    """The channels of an image tell its coordinates, and so how far a crop is stretched."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    images = torch.stack([columns, rows]).double().float().expand(64, 2, height, width)
+    seen = []
+
+    class Watching(nn.Conv2d):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            seen.append(batch.detach())
+            return super().forward(batch).mean((2, 3))
+
+    watching, other = (Watching(2, 3, 3) for _ in range(2))
+    self_distill(other, watching, images, Recipe(12, 1e-6, batch_size=8))
+    crops = torch.cat([batch for batch in seen if len(batch) == 8])
+    assert crops.shape[2:] == (height, width)
+    across = (crops[:, 0, :, -1] - crops[:, 0, :, 0]).mean(1).abs() / width
+    down = (crops[:, 1, -1] - crops[:, 1, 0]).mean(1) / height
+    stretched = across / down
+    assert 0.65 < float(stretched.min()) < 0.85
+    assert 1.2 < float(stretched.max()) < 1.5
+
+
 def test_images_that_were_not_learned_from_are_answered_more_alike(masked, teacher, images):
     before = values(masked)
     random_state = torch.get_rng_state()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -29,6 +30,9 @@ LEAST = {"model": "semisparse/resnet8", "data": "digits"}
         {"epochs": True},
         {"batch_size": 2.5},
         {"image_size": "large"},
+        {"image_size": -224},
+        {"image_size": [224]},
+        {"whole": 1},
         {"learning_rate": "1e-4"},
         {"learning_rate": float("inf")},
         {"optimizer": "lion"},
@@ -52,7 +56,7 @@ LEAST = {"model": "semisparse/resnet8", "data": "digits"}
 )
 def test_values_of_the_wrong_type_or_range_are_refused_by_name(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(ConfigError, match=f"{name} is {value!r}"):
+    with pytest.raises(ConfigError, match=re.escape(f"{name} is {value!r}")):
         TrainSettings(**{**LEAST, **wrong})
 
 
@@ -61,6 +65,8 @@ def test_every_setting_survives_the_json_form():
         **LEAST,
         sparsity=SparsityConfig(0.3, skip=["1x1"], per_layer={"layer3.*": 0.1}),
         download=True,
+        image_size=(180, 320),
+        whole=True,
         optimizer="adamw",
         learning_rate=1e-5,
         ema=0.999,
@@ -72,7 +78,7 @@ def test_every_setting_survives_the_json_form():
 
 
 def test_settings_of_an_older_release_take_the_defaults_of_what_came_since():
-    newer = {"optimizer", "ema", "teacher", "devices"}
+    newer = {"optimizer", "ema", "teacher", "devices", "whole"}
     values = {k: v for k, v in TrainSettings(**LEAST).to_dict().items() if k not in newer}
     assert TrainSettings.from_dict(values) == TrainSettings(**LEAST)
     assert newer <= {field.name for field in dataclasses.fields(TrainSettings)}
@@ -104,9 +110,23 @@ def test_differences_are_told_by_the_names_of_the_command_line():
     assert sparse.differences(sparse) == []
 
 
+def test_a_size_is_the_same_in_whatever_form_it_is_given():
+    for forms in ([224, "224", (224, 224), "224x224"], [(180, 320), [180, 320], "180x320"]):
+        settings = [TrainSettings(**LEAST, image_size=form) for form in forms]
+        assert len(set(settings)) == 1
+        assert settings[0].differences(settings[-1]) == []
+    assert TrainSettings(**LEAST, image_size="224").to_dict()["image_size"] == 224
+    wide = TrainSettings(**LEAST, image_size=(180, 320))
+    assert wide.to_dict()["image_size"] == "180x320"
+    high = TrainSettings(**LEAST, image_size=(320, 180), whole=True)
+    assert wide.differences(high) == ["image_size: 180x320, not 320x180", "whole: False, not True"]
+
+
 YAML = """
 model: semisparse/resnet8   # a comment
 data: digits
+image-size: 180x320
+whole: true
 learning-rate: 1e-3
 weight_decay: 5e-05
 sparsity: 0.2
@@ -120,12 +140,15 @@ def test_a_yaml_file_says_what_the_command_line_could(tmp_path):
     (tmp_path / "run.yaml").write_text(YAML)
     settings = TrainSettings.from_flat(config_file.read(tmp_path / "run.yaml"))
     masks = SparsityConfig(0.2, begin=0.25, end=0.75, skip=["1x1", "layer1.*"])
-    assert settings == TrainSettings(**LEAST, learning_rate=1e-3, weight_decay=5e-5, sparsity=masks)
+    run = {"image_size": (180, 320), "whole": True, "learning_rate": 1e-3, "weight_decay": 5e-5}
+    assert settings == TrainSettings(**LEAST, **run, sparsity=masks)
 
 
 def test_the_settings_in_a_run_folder_are_a_configuration_file(tmp_path):
     masks = SparsityConfig(0.2, per_layer={"1x1": 0.1}, seed=2)
-    settings = TrainSettings(**LEAST, learning_rate=1e-5, sparsity=masks, seed=2)
+    settings = TrainSettings(
+        **LEAST, image_size=(9, 16), whole=True, learning_rate=1e-5, sparsity=masks, seed=2
+    )
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings.to_dict()))
     entries = config_file.read(path)

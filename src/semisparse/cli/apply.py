@@ -67,6 +67,7 @@ def apply(
     ] = 500,
     data_root: options.DataRoot = None,
     image_size: options.TrainedSize = None,
+    whole: options.TrainedWhole = None,
     max_unreadable: options.MaxUnreadable = 0.01,
     sparsity: options.Sparsity = 0.0,
     fill: options.Fill = SparsityConfig.fill,
@@ -87,7 +88,7 @@ def apply(
     Examples:
       semisparse apply --model runs/dense --sparsity 0.1 --out masked.onnx
       semisparse apply --model nets:segmenter --weights lane.pt --region lane.png \\
-          --calibrate imagefolder:frames --distill-steps 100
+          --calibrate imagefolder:frames --whole --image-size 360x640 --distill-steps 100
       semisparse apply --model torchvision/resnet18 --weights DEFAULT \\
           --sparsity 0.1 --calibrate imagefolder:photos --draws 8
     """
@@ -106,7 +107,8 @@ def apply(
     for path in filter(None, (out, header)):
         check_writable(path)
     network, batch, _ = trained.load(
-        *(model, weights, num_classes, calibrate, data_root, image_size, images, max_unreadable),
+        *(model, weights, num_classes, calibrate, data_root, image_size, whole),
+        *(images, max_unreadable),
         option="--calibrate",
     )
     recipe = Recipe(distill_steps, distill_rate) if distill_steps else None

@@ -168,7 +168,7 @@ def _evaluate(recipe: TrainSettings, sparsity: float, folder: Path, result: RunR
     from semisparse.runtime import InferenceSession
     from semisparse.training import data
 
-    test = data.load(recipe.data, image_size=recipe.image_size).test
+    test = data.load(recipe.data, image_size=recipe.image_size, whole=recipe.whole).test
     images, labels = zip(*(test[index] for index in range(len(test))), strict=True)
     batch, truth = np.stack([image.numpy() for image in images]), np.array(labels)
     path = folder / "model.onnx"

@@ -53,9 +53,20 @@ TrainedClasses = Annotated[
     int, typer.Option(min=1, help="That the weights are for.", rich_help_panel=MODEL)
 ]
 TrainedSize = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        help="Height and width; that of the run, or else of the data set.", rich_help_panel=MODEL
+        help="Height x width, as 180x320, or one number for a square; that of the run, or else of "
+        "the data set.",
+        metavar=SIZE,
+        rich_help_panel=MODEL,
+    ),
+]
+TrainedWhole = Annotated[
+    bool | None,
+    typer.Option(
+        help="Resize the whole image to that size, whatever its shape, instead of cutting out the "
+        "centre; as the run does, if not given.",
+        rich_help_panel=MODEL,
     ),
 ]
 Sparsity = Annotated[

@@ -54,12 +54,21 @@ def train(
         typer.Option(help="Fetch the data set if absent.", rich_help_panel=options.MODEL),
     ] = False,
     image_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Height and width; 224, for sets of small images 32.",
+            help="Height x width, as 180x320, or one number for a square; 224, for sets of small "
+            "images 32.",
+            metavar=options.SIZE,
             rich_help_panel=options.MODEL,
         ),
     ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            help="Resize the whole image to that size, whatever its shape, instead of cropping.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = False,
     workers: Annotated[
         int, typer.Option(help="Processes that load images.", rich_help_panel=options.MODEL)
     ] = 0,
@@ -193,6 +202,8 @@ def train(
       semisparse train --model semisparse/resnet8 --data digits --sparsity 0.2 --out runs/digits
       semisparse train --model torchvision/resnet18 --data imagefolder:flowers --sparsity 0.3 \\
           --skip 1x1 --epochs 60 --out runs/flowers
+      semisparse train --model torchvision/mobilenet_v2 --weights DEFAULT --data imagefolder:lane \\
+          --whole --image-size 180x320 --region lane.png --out runs/lane
       semisparse train --config flowers.yaml --learning-rate 0.01 --out runs/slower
       semisparse train --resume runs/flowers
     """

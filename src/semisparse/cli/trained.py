@@ -11,6 +11,7 @@ from semisparse.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from semisparse.image_size import AnySize
     from semisparse.training.data import Normalisation
 
 
@@ -20,9 +21,10 @@ class Data:
 
     name: str
     root: str | None
-    image_size: int | None
+    image_size: AnySize | None
     normalisation: Normalisation | None
     max_unreadable: float
+    whole: bool
 
     def images(self, count: int) -> Tensor:
         """Some of the training split, without labels."""
@@ -32,6 +34,7 @@ class Data:
             *(self.name, count, self.root, self.image_size),
             normalisation=self.normalisation,
             max_unreadable=self.max_unreadable,
+            whole=self.whole,
         )
 
     def validation(self, count: int) -> tuple[Tensor, Tensor, int] | None:
@@ -45,6 +48,7 @@ class Data:
             *(self.name, count, self.root, self.image_size),
             normalisation=self.normalisation,
             max_unreadable=self.max_unreadable,
+            whole=self.whole,
         )
 
 
@@ -54,7 +58,8 @@ def load(
     num_classes: int,
     data: str | None,
     data_root: str | None,
-    image_size: int | None,
+    image_size: AnySize | None,
+    whole: bool | None,
     count: int,
     max_unreadable: float,
     *,
@@ -62,11 +67,12 @@ def load(
 ) -> tuple[nn.Module, Tensor, Data]:
     """The network in evaluation mode, up to `count` images, and where those are from.
 
-    `model` is the folder of a run without masks, whose data are the default, or a name as
+    `model` is the folder of a run without masks, whose data and their preparation are the default, or a name as
     `training.models.create` takes it; `option` is what gives the data.
     """
     if Path(model).is_dir():
-        return _of_run(Path(model), weights, data, data_root, image_size, count, max_unreadable)
+        prepared = (data, data_root, image_size, whole, count, max_unreadable)
+        return _of_run(Path(model), weights, *prepared)
     from semisparse.training import models
 
     if models.random_weights(model, weights):
@@ -77,7 +83,7 @@ def load(
     if data is None:
         raise ConfigError(f"There are no images for {model}; give {option}, a data set.")
     normalisation = models.normalisation(model, weights)
-    source = Data(data, data_root, image_size, normalisation, max_unreadable)
+    source = Data(data, data_root, image_size, normalisation, max_unreadable, bool(whole))
     images = source.images(count)
     network = models.create(model, num_classes, weights, images.shape[1], exact=True)
     return network.eval(), images, source
@@ -88,7 +94,8 @@ def _of_run(
     weights: str | None,
     data: str | None,
     data_root: str | None,
-    image_size: int | None,
+    image_size: AnySize | None,
+    whole: bool | None,
     count: int,
     max_unreadable: float,
 ) -> tuple[nn.Module, Tensor, Data]:
@@ -105,8 +112,9 @@ def _of_run(
     source = Data(
         data or run.data,
         data_root or (run.data_root if data is None else None),
-        image_size or run.image_size,
+        run.image_size if image_size is None else image_size,
         finished.normalisation,
         max_unreadable,
+        run.whole if whole is None else whole,
     )
     return finished.dense(), source.images(count), source

@@ -78,6 +78,7 @@ def tune(
         ),
     ] = 500,
     image_size: options.TrainedSize = None,
+    whole: options.TrainedWhole = None,
     max_unreadable: options.MaxUnreadable = 0.01,
     fill: options.Fill = "nearest",
     importance: options.Importance = SparsityConfig.importance,
@@ -173,7 +174,8 @@ def tune(
         )
 
     network, batch, source = trained.load(
-        *(model, weights, num_classes, data, data_root, image_size, images, max_unreadable),
+        *(model, weights, num_classes, data, data_root, image_size, whole),
+        *(images, max_unreadable),
         option="--data",
     )
     validation = _validation(source, _PER_IMAGE * images, network, batch)

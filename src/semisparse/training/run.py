@@ -198,6 +198,7 @@ def _train(
         max_unreadable=options.max_unreadable,
         # In a crop or mirror image the region would be elsewhere.
         in_place=bool(options.sparsity and options.sparsity.region),
+        whole=options.whole,
     )
     model = _create(options, data, start)
     teacher = (
@@ -209,6 +210,7 @@ def _train(
             workers=options.workers,
             normalisation=data.normalisation,
             max_unreadable=options.max_unreadable,
+            whole=options.whole,
         )
     module = Classifier(model, data.num_classes, options, teacher)
     module.example_input_array = data.example_input

@@ -14,6 +14,7 @@ from semisparse.errors import ConfigError, DataError, TrainingError
 from semisparse.region import within
 from semisparse.training.apply import Change
 from semisparse.training.calibrate import run
+from semisparse.training.data.transforms import crops
 from semisparse.training.distillation import distillation_loss
 
 # Of an image, the least that a crop of it shows.
@@ -132,8 +133,9 @@ def _learn(
     progress: Callable[[int, int], object],
     region: Sequence[str],
 ) -> None:
-    crops = v2.RandomResizedCrop(images.shape[-2:], scale=(_LEAST_AREA, 1.0), antialias=True)
-    augment = v2.Identity() if region else v2.Compose([crops, v2.RandomHorizontalFlip()])
+    height, width = images.shape[-2:]
+    cropped = crops((height, width), _LEAST_AREA)
+    augment = v2.Identity() if region else v2.Compose([cropped, v2.RandomHorizontalFlip()])
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
     with torch.random.fork_rng([]):

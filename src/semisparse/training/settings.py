@@ -19,6 +19,7 @@ from typing import Any
 
 from semisparse.config import FORMAT_VERSION, SparsityConfig
 from semisparse.errors import ConfigError
+from semisparse.image_size import AnySize, ImageSize
 
 # The least of each whole number; the range of each fraction and whether its end belongs to it.
 _LEAST = {
@@ -63,7 +64,8 @@ class TrainSettings:
     Attributes:
         model, weights: as `models.create`; or the folder of a finished run, whose weights are then
             the first ones, without its masks.
-        data, data_root, download, image_size, workers, max_unreadable: as `data.ImageData`.
+        data, data_root, download, image_size, whole, workers, max_unreadable: as
+            `data.ImageData`; the size is kept as a number, or text where it is no square.
         sparsity: what is masked; `None` for a dense run.
         epochs: passes over the training images.
         batch_size: images a step and device.
@@ -96,7 +98,8 @@ class TrainSettings:
     weights: str | None = None
     data_root: str | None = None
     download: bool = False
-    image_size: int | None = None
+    image_size: AnySize | None = None
+    whole: bool = False
     epochs: int = 20
     batch_size: int = 64
     optimizer: str = "sgd"
@@ -130,14 +133,16 @@ class TrainSettings:
         for name in ("weights", "data_root", "teacher", "teacher_weights"):
             if getattr(self, name) is not None:
                 self._check_type(name, str, "text")
-        if not isinstance(self.download, bool):
-            raise ConfigError(f"download is {self.download!r}; it must be true or false.")
+        for name in ("download", "whole"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}; it must be true or false.")
         for name, least in _LEAST.items():
             value = self._check_type(name, Integral, "a whole number")
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be {least} or more.")
         if self.image_size is not None:
-            self._check_type("image_size", Integral, "a whole number")
+            object.__setattr__(self, "image_size", ImageSize.of(self.image_size).plain)
         for name in _POSITIVE:
             value = self._check_type(name, Real, "a number")
             if not 0 < value < math.inf:

@@ -91,7 +91,7 @@ class Draw(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The images of a batch `[N, channels, size, size]`, their labels `[N]`, and the failures.
+    """The images of a batch `[N, channels, H, W]`, their labels `[N]`, and the failures.
 
     `unreadable` has the reason by index for every image that is missing from the other two.
     """
@@ -102,7 +102,7 @@ class Drawn(NamedTuple):
 
 
 class ImageSet(Dataset[tuple[torch.Tensor, int]]):
-    """Images `[channels, size, size]`, transformed and normalised, and their class indices.
+    """Images `[channels, H, W]`, transformed and normalised, and their class indices.
 
     `prepare` makes of an image a tensor of the size that all have, `finish` completes a stack of
     those: what is equal for all is done to a batch at once, which takes a sixteenth of the time

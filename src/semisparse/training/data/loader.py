@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class ImageLoader(DataLoader[Any]):
-    """Batches `(images [N, channels, size, size], labels [N])` in a given order.
+    """Batches `(images [N, channels, H, W], labels [N])` in a given order.
 
     Images that cannot be read are left out of their batch, and logged as a warning with the last
     batch. `split` is how messages call the images.

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
 from semisparse.errors import DataError
+from semisparse.image_size import AnySize
 from semisparse.training.data.images import ImageSet
 from semisparse.training.data.loader import ImageLoader, TrainingLoader
 from semisparse.training.data.order import EvaluationOrder, TrainingOrder, even_batch_size
@@ -17,22 +18,24 @@ from semisparse.training.data.splits import load
 
 
 class ImageData(LightningDataModule):
-    """Images `[N, channels, image_size, image_size]`, normalised, and their class indices.
+    """Images `[N, channels, height, width]`, normalised, and their class indices.
 
-    `name`, `root`, `image_size`, `download`, `normalisation` and `in_place` as `splits.load`. Up to the
-    fraction `max_unreadable` of a split's images are left out if they cannot be read.
+    `name`, `root`, `image_size`, `download`, `normalisation`, `in_place` and `whole` as
+    `splits.load`. Up to the fraction `max_unreadable` of a split's images are left out if they
+    cannot be read.
 
     What is drawn for training is a function of `seed` and epoch, whatever `workers` is, and can go
     on within an epoch (`TrainingLoader`). Under several ranks each draws its share of every split.
 
-    Raises `DataError` when the data is absent, empty, unreadable, or smaller than a batch.
+    Raises `DataError` when the data is absent, empty, unreadable, or smaller than a batch, and
+    `ConfigError` as `splits.load`.
     """
 
     def __init__(
         self,
         name: str,
         root: str | Path | None = None,
-        image_size: int | None = None,
+        image_size: AnySize | None = None,
         batch_size: int = 64,
         workers: int = 0,
         seed: int = 0,
@@ -41,6 +44,7 @@ class ImageData(LightningDataModule):
         normalisation: Normalisation | None = None,
         max_unreadable: float = 0.01,
         in_place: bool = False,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -49,6 +53,7 @@ class ImageData(LightningDataModule):
             download=download,
             normalisation=normalisation,
             in_place=in_place,
+            whole=whole,
         )
         self.image_size = self.splits.image_size
         self.batch_size = batch_size
@@ -74,7 +79,7 @@ class ImageData(LightningDataModule):
 
     @property
     def example_input(self) -> torch.Tensor:
-        """An image of the validation split, `[1, channels, image_size, image_size]`."""
+        """An image of the validation split, `[1, channels, height, width]`."""
         val = self.splits.val
         for index in range(len(val)):
             try:

@@ -22,7 +22,7 @@ class Source:
     """The splits that a data set comes with, and what is usual for it.
 
     What it lacks of validation and test images is held out of the training images, the fraction
-    `held_out` of each class. `image_size` is the default.
+    `held_out` of each class. `image_size` is the default, the side of a square.
     """
 
     train: Labelled

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from semisparse.errors import DataError
+from semisparse.image_size import AnySize, ImageSize
 from semisparse.training.data import transforms
 from semisparse.training.data.images import ImageSet, Labelled
 from semisparse.training.data.loader import ImageLoader
@@ -26,18 +27,19 @@ class Splits:
     test: ImageSet
     classes: tuple[str, ...]
     channels: int
-    image_size: int
+    image_size: ImageSize
     normalisation: Normalisation
 
 
 def load(
     name: str,
     root: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: AnySize | None = None,
     *,
     download: bool = False,
     normalisation: Normalisation | None = None,
     in_place: bool = False,
+    whole: bool = False,
 ) -> Splits:
     """The splits of a data set.
 
@@ -46,16 +48,19 @@ def load(
     class, or `train`, `val` and `test` folders of them, of which the last two may be absent.
     `root` is where the data set lies or a relative PATH begins, by default the folder `data` and
     the working directory; a set that is not there is fetched if `download` is true. `image_size`
-    is 224 by default, for data sets of small images 32. `normalisation` is the data set's own by
-    default; another is used where it has as many channels. `in_place` prepares the images of
-    training as those of evaluation, so that everything stays where it is.
+    is 224 by default, for data sets of small images 32; a pair is height and width.
+    `normalisation` is the data set's own by default; another is used where it has as many
+    channels. `in_place` prepares the images of training as those of evaluation, so that everything
+    stays where it is. `whole` resizes images to `image_size` whatever their shape is, so that
+    nothing is cut off, and leaves training the mirror images only.
 
-    Raises `DataError` when the data is unknown, absent, empty or unreadable.
+    Raises `DataError` when the data is unknown, absent, empty or unreadable, and `ConfigError` for
+    an `image_size` that is none or has a side below 8.
     """
     source = open_source(name, root, download)
     train, val, test = _split(name, source)
     size = _size(source, image_size)
-    augmented, plain = source.preparation(size)
+    augmented, plain = source.preparation(size, whole)
     normalisation = _normalisation(source, normalisation)
     finish = transforms.finish(size, *normalisation)
     return Splits(
@@ -73,14 +78,15 @@ def calibration_images(
     name: str,
     count: int,
     root: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: AnySize | None = None,
     *,
     workers: int = 0,
     download: bool = False,
     normalisation: Normalisation | None = None,
     max_unreadable: float = 0.01,
+    whole: bool = False,
 ) -> torch.Tensor:
-    """At most `count` images `[N, channels, image_size, image_size]`, without labels.
+    """At most `count` images `[N, channels, height, width]`, without labels.
 
     They are drawn from the training split, the same ones every time, and prepared as for
     evaluation. Of `imagefolder:PATH` also when the images lie right in PATH or PATH/train, without
@@ -96,7 +102,7 @@ def calibration_images(
     else:
         images = source.train
     size = _size(source, image_size)
-    _, plain = source.preparation(size)
+    _, plain = source.preparation(size, whole)
     finish = transforms.finish(size, *_normalisation(source, normalisation))
     training = ImageSet(images, plain, finish)
     drawn, _ = _draw(training, count, "calibration sample", max_unreadable, workers)
@@ -107,20 +113,21 @@ def validation_images(
     name: str,
     count: int,
     root: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: AnySize | None = None,
     *,
     normalisation: Normalisation | None = None,
     max_unreadable: float = 0.01,
+    whole: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-    """At most `count` images `[N, channels, image_size, image_size]`, labels `[N]`, and how many
-    classes there are; `None` where the images are without labels.
+    """At most `count` images `[N, channels, height, width]`, labels `[N]`, and how many classes
+    there are; `None` where the images are without labels.
 
     They are drawn from the validation split, the same ones every time. Arguments and errors
     otherwise as `calibration_images`.
     """
     if open_unlabelled(name, root) is not None:
         return None
-    splits = load(name, root, image_size, normalisation=normalisation)
+    splits = load(name, root, image_size, normalisation=normalisation, whole=whole)
     images, labels = _draw(splits.val, count, "validation sample", max_unreadable)
     return images, labels, len(splits.classes)
 
@@ -162,10 +169,8 @@ def _split(name: str, source: Source) -> tuple[Labelled, Labelled, Labelled]:
     return train, val, test
 
 
-def _size(source: Source, image_size: int | None) -> int:
-    if image_size is not None and image_size < 8:
-        raise DataError(f"Image size {image_size} is too small; use at least 8.")
-    return image_size or source.image_size
+def _size(source: Source, image_size: AnySize | None) -> ImageSize:
+    return ImageSize.of(source.image_size if image_size is None else image_size, least=8)
 
 
 def _normalisation(source: Source, wanted: Normalisation | None) -> Normalisation:
