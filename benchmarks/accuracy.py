@@ -68,10 +68,28 @@ def inverted_residuals(num_classes: int, input_channels: int) -> nn.Sequential:
     )
 
 
+def convnext(num_classes: int, input_channels: int) -> nn.Module:
+    """ConvNeXt (arXiv 2201.03545) for images of 32x32: planes of 16x16 and 8x8."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt, LayerNorm2d
+    from torchvision.ops import Conv2dNormActivation
+
+    model = ConvNeXt(
+        [CNBlockConfig(32, 64, 3), CNBlockConfig(64, None, 3)],
+        layer_scale=1.0,
+        num_classes=num_classes,
+    )
+    # Patches of 2x2 instead of 4x4, of images of any number of channels.
+    model.features[0] = Conv2dNormActivation(
+        *(input_channels, 32, 2, 2, 0), norm_layer=LayerNorm2d, activation_layer=None
+    )
+    return model
+
+
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
     "inverted-residuals": inverted_residuals,
+    "convnext": convnext,
 }
 
 

@@ -143,7 +143,7 @@ def test_statistics_that_take_the_outputs_further_away_are_not_kept():
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(2)), r"returns \[2, 196\]"),
         (Named(), "Named returns dict"),
         (nn.Sequential(nn.Conv2d(3, 2, 3)), r"cannot take images of \[1, 16, 16\]"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), "no Conv2d"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), "no convolution"),
     ],
 )
 def test_what_has_no_classes_for_the_images_is_refused(model, problem, images):

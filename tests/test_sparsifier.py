@@ -429,7 +429,7 @@ def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ConfigError, match="total_steps"):
             Sparsifier(Net(), example(), config, total_steps=steps)  # type: ignore[arg-type]
     for model, inputs, message in [
-        (nn.Linear(3, 3), example(), "no Conv2d"),
+        (nn.ReLU(), example(), "no convolution"),
         (Net(), torch.zeros(2, 3), "holds no tensor"),
         (Net(), torch.zeros(1, 4, 8, 8), "does not run .*RuntimeError"),
         (nn.Sequential(nn.Conv2d(3, 3, 3)), torch.zeros(1, 3, 3, 3), "none of the model's 1"),

@@ -26,9 +26,10 @@ class SparsityConfig:
     """How a model is masked (arXiv 2309.06626, section 3).
 
     Layers are picked by rules. A rule is a kernel size (``"1x1"``), a type (``"depthwise"``,
-    ``"grouped"``, ``"pointwise"``), a role (``"stem"``, ``"block-last"``, ``"shortcut"``; see
-    :class:`semisparse.trace.Traced`), or a glob (``"layer4.*"``) for the whole name of a layer in
-    ``model.named_modules()``. Where several rules of one mapping match a layer, the last one wins.
+    ``"grouped"``, ``"pointwise"``, ``"linear"``), a role (``"stem"``, ``"block-last"``,
+    ``"shortcut"``; see :class:`semisparse.trace.Traced`), or a glob (``"layer4.*"``) for the whole
+    name of a layer in ``model.named_modules()``. Where several rules of one mapping match a layer,
+    the last one wins.
 
     Attributes:
         sparsity: fraction of the output positions of each layer that ends up masked, in (0, 1), or
