@@ -453,7 +453,7 @@ def test_total_steps_and_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="1 is already masked"):
         Sparsifier(outer, example(), config, total_steps=9)
     assert list(masked_layers(outer)) == ["1"]
-    with pytest.raises(MaskError, match="the mask of the convolution was made for"):
+    with pytest.raises(MaskError, match="the mask of the layer was made for"):
         inner(torch.zeros(1, 3, 9, 9))
 
 
