@@ -56,9 +56,8 @@ class Plan {
       }
       i = end;
     }
-    size_t done = 0;
-    if (singles >= 2) add_singles(s, single, 2), done = 2;
-    if (done < singles) add_singles(s, single + done, 1);
+    if (singles >= 2) add_singles(s, single, 2);
+    if (singles % 2 != 0) add_singles(s, single + singles - 1, 1);
   }
 
   const Group* begin() const { return groups_; }
