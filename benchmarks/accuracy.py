@@ -94,6 +94,21 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: optimizer, learning rates from scratch and of fine-tuning, decay."""
+
+    optimizer: str
+    rate: float
+    tuning_rate: float
+    weight_decay: float
+
+
+SGD = Recipe("sgd", 0.2, 0.05, 5e-4)
+# After two epochs of 9,000 images it is right in 72% with SGD and in 79% with AdamW.
+RECIPES = {"convnext": Recipe("adamw", 2e-3, 5e-4, 0.05)}
+
+
+@dataclass(frozen=True)
 class Method:
     """One way to a cheaper network.
 
@@ -237,7 +252,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS, metavar="NAME")
     parser.add_argument("--images", type=int, default=54000, help="for fine-tuning; of 54000")
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
-    parser.add_argument("--learning-rate", type=float, default=0.05, help="of fine-tuning")
+    parser.add_argument("--learning-rate", type=float, help="of fine-tuning; default by model")
     parser.add_argument("--dense-epochs", type=int, default=6, help="of the dense training before")
     parser.add_argument("--dense-images", type=int, default=54000, help="for it; of 54000")
     parser.add_argument("--calibration-images", type=int, default=2000, help="if not fine-tuned")
@@ -245,6 +260,8 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help="of training")
     parser.add_argument("--rounds", type=int, default=30, help="samples of each latency; 0: none")
     options = parser.parse_args()
+    if options.learning_rate is None:
+        options.learning_rate = RECIPES.get(options.model, SGD).tuning_rate
     keep_settings(options, free=("seeds", "methods", "rounds"))
     torch.set_num_threads(1)
     if options.rounds:
@@ -298,7 +315,7 @@ def _score(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         rate = options.learning_rate
         _train(
             *(model, (images, classes), options.epochs, rate, 64, seed, options.precision),
-            *(sparsifier, targets),
+            *(options.model, sparsifier, targets),
         )
         if sparsifier is not None:
             sparsifier.freeze()
@@ -339,7 +356,11 @@ def _dense(options: argparse.Namespace, seed: int, width: int = 0) -> nn.Module:
     model = _create(options.model, width).to(memory_format=LAYOUT)
     if not path.exists():
         images, classes = (part[: options.dense_images] for part in _data(options, "train"))
-        _train(model, (images, classes), options.dense_epochs, 0.2, 128, seed, options.precision)
+        rate = RECIPES.get(options.model, SGD).rate
+        _train(
+            *(model, (images, classes), options.dense_epochs, rate, 128, seed, options.precision),
+            options.model,
+        )
         with writing(path) as draft:
             torch.save(model.state_dict(), draft)
     model.load_state_dict(torch.load(path, weights_only=True))
@@ -382,6 +403,7 @@ def _train(
     batch: int,
     seed: int,
     precision: str,
+    architecture: str,
     sparsifier: Sparsifier | None = None,
     targets: Tensor | None = None,
 ) -> None:
@@ -400,7 +422,11 @@ def _train(
 
     steps = epochs * (len(data[0]) // batch)
     batches = _batches(len(data[0]), epochs, batch, torch.Generator().manual_seed(seed))
-    descend(model, batches, steps, learning_rate, 5e-4, sparsifier, loss_of)
+    recipe = RECIPES.get(architecture, SGD)
+    descend(
+        *(model, batches, steps, learning_rate, recipe.weight_decay, sparsifier, loss_of),
+        recipe.optimizer,
+    )
 
 
 def _batches(count: int, epochs: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
