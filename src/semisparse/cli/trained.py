@@ -67,8 +67,8 @@ def load(
 ) -> tuple[nn.Module, Tensor, Data]:
     """The network in evaluation mode, up to `count` images, and where those are from.
 
-    `model` is the folder of a run without masks, whose data and their preparation are the default, or a name as
-    `training.models.create` takes it; `option` is what gives the data.
+    `model` is the folder of a run without masks, whose data and their preparation are the default,
+    or a name as `training.models.create` takes it; `option` is what gives the data.
     """
     if Path(model).is_dir():
         prepared = (data, data_root, image_size, whole, count, max_unreadable)

@@ -23,10 +23,11 @@ def mask_unread(model: ir.Model) -> None:
     """Mask what no reader of a convolution's output reads, which changes no output of the model.
 
     A masked pointwise convolution reads its computed positions only, so the convolution before it
-    needs no others; a masked 3x3 one reads them and their neighbours; a layer normalisation of the
-    channels what is read of it, so that in ConvNeXt a mask on a block's last layer reaches all three. What nobody reads holds the
-    bias where the convolution was dense, and else the fill that it had. One whose fill is the mean
-    keeps its own mask. The stages of a chain do without it by themselves.
+    needs no others; a masked 3x3 one reads them and their neighbours. A layer normalisation of the
+    channels reads what is read of it, so that in ConvNeXt a mask on a block's last layer reaches
+    all three. What nobody reads holds the bias where the convolution was dense, and else the fill
+    that it had. One whose fill is the mean keeps its own mask. The stages of a chain do without it
+    by themselves.
     """
     # Readers come after what they read, so this reaches backwards through any number of them.
     for node in reversed(list(model.graph)):
