@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,9 +55,9 @@ def test_a_number_is_a_square_and_stays_a_number(side: int) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_size_is_one_sentence_with_the_remedy(given: object) -> None:
+def test_what_is_no_size_is_one_sentence_with_the_remedy(given: Any) -> None:
     with pytest.raises(ConfigError) as error:
-        ImageSize.of(given)  # type: ignore[arg-type]
+        ImageSize.of(given)
     assert repr(given)[:20] in str(error.value)
     assert "HEIGHTxWIDTH such as 180x320" in str(error.value)
     assert len(str(error.value)) < 250

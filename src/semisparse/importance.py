@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import propagate
 from semisparse.region import on_plane
-from semisparse.trace import plane_of
+from semisparse.trace import PlaneLayer, plane_of
 
 # Maps of importance by the (height, width) of the plane that they are over.
 Importance = Mapping[tuple[int, int], Tensor]
@@ -88,7 +88,7 @@ def measure(
         # What comes next may be in place, and would change `linear`.
         return output.clone()
 
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [m for m in model.modules() if isinstance(m, PlaneLayer)]
     hooks = [layer.register_forward_hook(watch) for layer in layers]
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import check_mask, sources_of
+from semisparse.trace import PlaneLayer
 
 _ATTRIBUTES = ("mask", "_source", "_share", "fill", "layer_name")
-
-
-# What a mask can be over: the plane of a convolution, or of a linear layer of [N, H, W, C].
-PlaneLayer = nn.Conv2d | nn.Linear
 
 
 class MaskedLayer(nn.Module):

@@ -14,11 +14,10 @@ from torch import nn
 from semisparse.blocks import natural_block
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
-from semisparse.trace import ROLES, Traced
+from semisparse.trace import ROLES, PlaneLayer, Traced
 
 _KERNEL_SIZE = re.compile(r"(\d+)x(\d+)")
-Layer = nn.Conv2d | nn.Linear
-_TYPES: dict[str, Callable[[Layer], bool]] = {
+_TYPES: dict[str, Callable[[PlaneLayer], bool]] = {
     "depthwise": lambda layer: (
         isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
     ),
@@ -43,7 +42,7 @@ class LayerRule:
 
 def layer_rules(
     config: SparsityConfig,
-    convolutions: Mapping[str, Layer],
+    convolutions: Mapping[str, PlaneLayer],
     traced: Mapping[str, Traced],
 ) -> dict[str, LayerRule]:
     """Apply a configuration's rules to a model's convolutions.
@@ -97,11 +96,11 @@ def layer_rules(
     }
 
 
-def _kernel_size(layer: Layer) -> tuple[int, ...]:
+def _kernel_size(layer: PlaneLayer) -> tuple[int, ...]:
     return tuple(layer.kernel_size) if isinstance(layer, nn.Conv2d) else (1, 1)
 
 
-def _block_of(layer: Layer, traced: Traced) -> int:
+def _block_of(layer: PlaneLayer, traced: Traced) -> int:
     if isinstance(layer, nn.Linear):
         return 1
     sides = [
@@ -120,7 +119,7 @@ def _block_of(layer: Layer, traced: Traced) -> int:
 
 
 def _matches(
-    rule: str, where: str, convolutions: Mapping[str, Layer], traced: Mapping[str, Traced]
+    rule: str, where: str, convolutions: Mapping[str, PlaneLayer], traced: Mapping[str, Traced]
 ) -> list[str]:
     size = _KERNEL_SIZE.fullmatch(rule)
     if size is not None:
@@ -140,7 +139,7 @@ def _matches(
     return names
 
 
-def _hint(rule: str, convolutions: Mapping[str, Layer]) -> str:
+def _hint(rule: str, convolutions: Mapping[str, PlaneLayer]) -> str:
     if _KERNEL_SIZE.fullmatch(rule):
         sizes = sorted(
             "{}x{}".format(*size) for size in set(map(_kernel_size, convolutions.values()))

@@ -29,7 +29,7 @@ from semisparse.region import on_plane
 from semisparse.rules import LayerRule, layer_rules
 from semisparse.schedules import progress_at, sparsity_at
 from semisparse.selection import Selection
-from semisparse.trace import trace
+from semisparse.trace import PlaneLayer, trace
 
 STATE_VERSION = 1
 # The exporter finds the configuration of a masked model under this name.
@@ -87,7 +87,7 @@ class Sparsifier:
         self.importance = importance
         if hasattr(model, _CONFIG_ATTRIBUTE):
             raise ModelError("the model has a Sparsifier already; detach that one first.")
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, PlaneLayer)}
         args, kwargs = _arguments(example_input)
         self._score_size = _input_size(itertools.chain(args, kwargs.values()))
         traced = trace(model, layers, args, kwargs)

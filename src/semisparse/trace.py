@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from semisparse.errors import ModelError
 
+# What can be over a plane: a convolution, or a linear layer of [N, H, W, C].
+PlaneLayer = nn.Conv2d | nn.Linear
 ROLES = ("stem", "block-last", "shortcut")
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
 
@@ -45,7 +47,7 @@ class Traced:
 
 def trace(
     model: nn.Module,
-    convolutions: Mapping[str, nn.Conv2d | nn.Linear],
+    convolutions: Mapping[str, PlaneLayer],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Traced]:

@@ -59,6 +59,19 @@ inline void start(const Strip& s, size_t c, Vec::T (&acc)[P][NV]) {
   }
 }
 
+// Calls f(part) for parts of the strip of at most so many positions, one after the other.
+template <typename F>
+inline void in_parts(const Strip& strip, size_t most, const F& f) {
+  Strip part = strip;
+  for (size_t done = 0; done < strip.m; done += part.m) {
+    part.m = strip.m - done < most ? strip.m - done : most;
+    part.rows = strip.rows + done;
+    part.dests = strip.dests + done;
+    if (strip.windows != nullptr) part.windows = strip.windows + done;
+    f(part);
+  }
+}
+
 template <size_t N>
 struct Vectors {
   static constexpr size_t kCount = N;

@@ -182,17 +182,12 @@ void in_groups(const Strip& s, const Taps& taps) {
 }
 
 template <size_t K, typename Taps>
-void in_parts(const Strip& strip, size_t most) {
+void in_parts_with(const Strip& strip, size_t most) {
   Taps taps(strip);
-  Strip part = strip;
-  for (size_t done = 0; done < strip.m; done += part.m) {
-    part.m = strip.m - done < most ? strip.m - done : most;
-    part.rows = strip.rows + done;
-    part.dests = strip.dests + done;
-    if (strip.windows != nullptr) part.windows = strip.windows + done;
+  in_parts(strip, most, [&](const Strip& part) {
     taps.find(part);
     in_groups<K>(part, taps);
-  }
+  });
 }
 
 // Filters of too many taps for a table, which are none of any network that we know.
@@ -229,10 +224,10 @@ void by_width(const Strip& s) {
   if (taps > kMostTaps) {
     one_by_one(s);
   } else if (s.windows == nullptr) {
-    in_parts<K, Offsets>(s, kMostPositions);
+    in_parts_with<K, Offsets>(s, kMostPositions);
   } else {
     const size_t most = kTable / taps;
-    in_parts<K, Table>(s, most < kMostPositions ? most : kMostPositions);
+    in_parts_with<K, Table>(s, most < kMostPositions ? most : kMostPositions);
   }
 }
 

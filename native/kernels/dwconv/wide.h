@@ -349,16 +349,7 @@ void run_part(const Strip& s) {
   }
 }
 
-void run(const Strip& strip) {
-  Strip part = strip;
-  for (size_t done = 0; done < strip.m; done += part.m) {
-    part.m = strip.m - done < Plan::kMost ? strip.m - done : Plan::kMost;
-    part.rows = strip.rows + done;
-    part.dests = strip.dests + done;
-    if (strip.windows != nullptr) part.windows = strip.windows + done;
-    run_part(part);
-  }
-}
+void run(const Strip& strip) { in_parts(strip, Plan::kMost, run_part); }
 
 }  // namespace
 }  // namespace semisparse::dwconv
