@@ -15,6 +15,7 @@ import copy
 import itertools
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,23 @@ from torch import Tensor, nn
 from semisparse.bench.peers.onnxruntime import runner, session_options
 from semisparse.bench.timing import interleave
 from semisparse.cli import trained
-from semisparse.config import SparsityConfig
+from semisparse.config import FILLS, SparsityConfig
 from semisparse.export import export_onnx
 from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
 from semisparse.training.calibrate import recalibrate, run
 from semisparse.training.data import load
 from semisparse.tune import latency, sensitivity
-from semisparse.tune.allocation import allocate
 from semisparse.tune.cache import Cache
 from semisparse.tune.search import Tuner
 from semisparse.tune.table import LatencyTable
 
-_LAYERS = {"uniform": (), "block-last": ("block-last",)}
+# Beside the tuned ones.
+_MASKS = {
+    "uniform": {},
+    "block-last": {"only": ("block-last",)},
+    "block-last, alternate": {"only": ("block-last",), "alternate": True},
+}
 
 
 def main() -> None:
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.1, 1.2, 1.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--fill", default="nearest", choices=FILLS)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--work", type=Path, default=Path("runs/allocation"))
     given = parser.parse_args()
@@ -71,9 +77,8 @@ def main() -> None:
     labels = torch.from_numpy(test.source.labels[:count])
     dense = given.work / "dense.onnx"
     export_onnx(model, images[:1], dense)
-    table = latency.measure(
-        dense, latency.Settings(rounds=given.rounds), given.work / "latencies.json", _show
-    )
+    settings = latency.Settings(fill=given.fill, rounds=given.rounds)
+    table = latency.measure(dense, settings, given.work / "latencies.json", _show)
     config = SparsityConfig(0.5, fill=table.fill)
     candidates = [(unit, o) for unit in table.units for o in unit.options if o.pays]
     cache = Cache(given.work / "sensitivities.json", sensitivity.key(model, images, config))
@@ -81,41 +86,27 @@ def main() -> None:
     tuner = Tuner(model, images, None, config, table, costs)
     print(f"dense: {_accuracy(model, held_out, labels):.2f}%", flush=True)
     for speedup in given.speedups:
-        configs = {"tuned": tuner.config_of(_taken(tuner, speedup))}
-        for (name, only), block in itertools.product(_LAYERS.items(), (1, "auto")):
-            sparsity = _sparsity(model, images, table, only, block, speedup)
+        configs = {"tuned": tuner.at_latency(table.seconds / speedup).config}
+        for (name, masks), block in itertools.product(_MASKS.items(), (1, "auto")):
+            config = SparsityConfig(0.5, fill=table.fill, block=block, **masks)
+            sparsity = _sparsity(model, images, table, config, speedup)
             if sparsity is not None:
-                configs[f"{name}, block {block}"] = SparsityConfig(
-                    sparsity, only=only, fill=table.fill, block=block
-                )
+                configs[f"{name}, block {block}"] = replace(config, sparsity=sparsity)
         _compare(speedup, dense, model, images, held_out, labels, configs, given)
 
 
-def _taken(tuner: Tuner, speedup: float):
-    needed = tuner.table.seconds * (1 - 1 / speedup)
-    return allocate(tuner.table.units, tuner.costs, needed)
-
-
 def _sparsity(
-    model: nn.Module,
-    images: Tensor,
-    table: LatencyTable,
-    only: tuple[str, ...],
-    block: int | str,
-    speedup: float,
+    model: nn.Module, images: Tensor, table: LatencyTable, config: SparsityConfig, speedup: float
 ) -> float | None:
     """Of those layers alike, for that speedup by the table; None where it has none."""
-    sparsifier = Sparsifier(
-        model, images[:1], SparsityConfig(0.5, only=only, block=block), total_steps=1
-    )
-    masked = set(sparsifier.masks)
-    sparsifier.detach()
+    masked = sensitivity.maskable(model, images[:1], config)
     saved: dict[float, float] = {0.0: 0.0}
     for unit in table.units:
-        sides = {option.block for option in unit.options}
-        for option in unit.options:
-            whole = masked.issuperset(option.layers) and option.layers == unit.layers
-            if whole and option.block == (max(sides) if block == "auto" else block):
+        own = [option for option in unit.options if masked.issuperset(option.layers)]
+        side = max((o.block for o in own), default=1) if config.block == "auto" else config.block
+        most = max((len(option.layers) for option in own), default=0)
+        for option in own:
+            if option.block == side and len(option.layers) == most:
                 saved.setdefault(option.sparsity, 0.0)
                 saved[option.sparsity] += option.saved * unit.seconds
     sparsities = sorted(saved)
@@ -142,7 +133,7 @@ def _compare(
             accuracies[name] = []
             for seed in given.seeds:
                 masked = copy.deepcopy(model)
-                seeded = SparsityConfig.from_dict({**config.to_dict(), "seed": seed})
+                seeded = replace(config, seed=seed)
                 Sparsifier(masked, images[:1], seeded, total_steps=1).freeze()
                 before = _accuracy(masked, held_out, labels)
                 recalibrate(masked, images)

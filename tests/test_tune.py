@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -19,13 +20,14 @@ from rich.progress import Progress
 from torch import nn
 
 from semisparse import masks
+from semisparse.bench.work import work_of
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError, FileFormatError
 from semisparse.export import export_onnx
 from semisparse.runtime import InferenceSession
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import run, saved
-from semisparse.training.apply import Change
+from semisparse.training.apply import Change, apply
 from semisparse.training.data import calibration_images
 from semisparse.training.settings import TrainSettings
 from semisparse.tune import latency, sensitivity
@@ -178,8 +180,8 @@ def test_a_chain_is_one_place_and_a_repeated_layer_none(inverted):
     names = [tuple(layer.name for layer in place.layers) for place in found]
     assert names[0] == ("stem",)
     chain = found[1]
-    assert len(chain.layers) == 3
-    assert chain.choices == ((names[1], 1), (names[1][1:], 1))
+    assert names[1] == ("block.0", "block.2", "block.4")
+    assert chain.choices == ((("block.4",), 1), (("block.0", "block.4"), 1))
     assert names[2:] == [("again",), ("again#2",)]
     assert found[2].choices == found[3].choices == ()
 
@@ -188,7 +190,7 @@ def test_blocks_are_single_positions_and_what_training_would_take(exported, dens
     config = SparsityConfig(0.5, block="auto")
     model = saved.FinishedRun(dense).dense()
     sparsifier = Sparsifier(model, torch.zeros(1, 1, 16, 16), config, 1)
-    found = {place.node: place for place in places(onnx.load(exported), "auto")}
+    found = {place.layers[-1].name: place for place in places(onnx.load(exported), "auto")}
     assert found.keys() == sparsifier.masks.keys()
     for name, rule in sparsifier._rules.items():
         assert {choice.block for choice in found[name].choices} == {1, rule.block}
@@ -213,7 +215,7 @@ def test_masks_in_a_file_compute_what_they_do_in_torch(inverted, fill, choice):
     network = Inverted().eval()
     layers = dict(network.named_modules())
     names = [name for chosen in masked.values() for name in chosen.layers]
-    assert len(names) == (4, 2)[choice]
+    assert names == (["stem", "block.4"], ["block.0", "block.4"])[choice]
     config = SparsityConfig(0.5, only=names, fill=fill)
     Sparsifier(network, torch.zeros(1, 3, 32, 32), config, 1).freeze()
     for place in masked:
@@ -229,6 +231,91 @@ def test_masks_in_a_file_compute_what_they_do_in_torch(inverted, fill, choice):
         # Masked positions copy other computed ones than the nearest.
         assert output.shape == expected.shape
         assert np.isfinite(output).all()
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Of the channels of `[N, H, W, C]`, given `[N, C, H, W]`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1))
+
+
+class Spared(nn.Module):
+    """Blocks in which a mask on the last layer spares others: of two, three and no layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(3, 8, 1)
+        self.wide = nn.Conv2d(8, 8, 3, 1, 1)
+        self.expand = nn.Conv2d(8, 16, 1)
+        self.depthwise = nn.Conv2d(16, 16, 5, 1, 2, groups=16)
+        self.norm = LayerNorm2d(16)
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.before_strided = nn.Conv2d(16, 16, 3, 1, 1)
+        self.strided = nn.Conv2d(16, 16, 1, 2)
+        self.read_twice = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.squeeze(x).relu()
+        x = self.expand(self.wide(x).relu()) + 1
+        x = x + self.mlp(self.norm(self.depthwise(x))).permute(0, 3, 1, 2)
+        x = self.strided(self.before_strided(x).relu()).relu()
+        return x + self.read_twice(x)
+
+
+@pytest.fixture(scope="module")
+def spared(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("spared") / "model.onnx"
+    torch.manual_seed(0)
+    export_onnx(Spared().eval(), torch.zeros(1, 3, 12, 12), path, verify=False)
+    return path
+
+
+def test_layers_that_a_mask_spares_are_one_place_with_it(spared):
+    found = [[layer.name for layer in place.layers] for place in places(onnx.load(spared), "auto")]
+    assert found == [
+        ["squeeze"],
+        ["wide", "expand"],
+        ["depthwise", "mlp.0", "mlp.2"],
+        ["before_strided"],
+        ["strided"],
+        ["read_twice"],
+    ]
+    for place in places(onnx.load(spared), 1):
+        last = place.layers[-1].name
+        # Of what a strided 1x1 layer reads, three quarters are masked without any mask.
+        assert place.choices == (() if last == "before_strided" else (((last,), 1),))
+
+
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
+def test_what_is_timed_computes_what_an_exported_model_does(spared, fill, tmp_path):
+    """The same positions of every layer, those that are spared among them."""
+    model = onnx.load(spared)
+    # A mask on the strided layer spares some of the 3x3 one before it, which is not its place.
+    found = [place for place in places(model, 1) if place.choices and place.nodes != ("strided",)]
+    masked = {place: place.choices[0] for place in found}
+    copy = put_masks(model, masked, 0.5, fill)
+    torch.manual_seed(0)
+    network = Spared().eval()
+    names = [place.layers[-1].name for place in masked]
+    config = SparsityConfig(0.5, only=names, fill=fill)
+    Sparsifier(network, torch.zeros(1, 3, 12, 12), config, 1).freeze()
+    layers = dict(network.named_modules())
+    for place in masked:
+        mask = torch.from_numpy(spread_mask(*place.layers[-1].plane, 0.5, 1))
+        layers[place.layers[-1].name].set_mask(mask)
+    path = tmp_path / "masked.onnx"
+    export_onnx(network, torch.zeros(1, 3, 12, 12), path, verify=False)
+    expected = {layer.name: layer.computed for layer in work_of(onnx.load(path)).layers}
+    computed = {layer.name: layer.computed for layer in work_of(copy).layers}
+    assert computed == expected
+    for name in ("wide", "expand", "depthwise", "mlp.0", "mlp.2"):
+        assert computed[name] == 72
+    x = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
+    for file in (copy.SerializeToString(), path):
+        with_library = InferenceSession(file).run(None, {"input": x})[0]
+        without = InferenceSession(file, library=False).run(None, {"input": x})[0]
+        np.testing.assert_allclose(with_library, without, rtol=1e-4, atol=1e-5)
 
 
 def test_files_that_cannot_have_masks_are_refused(exported, dense, tmp_path):
@@ -367,7 +454,7 @@ def test_a_table_of_another_model_is_refused(exported, tmp_path):
     for units in (table.units[1:], (*table.units[:2], smaller, *table.units[3:])):
         with pytest.raises(ConfigError, match="is not of this model"):
             latency.check_fits(dataclasses.replace(table, units=units), path, exported)
-    for text in ("{}", "[]", "{", '{"version": 9}', '{"version": 1, "units": [{}]}'):
+    for text in ("{}", "[]", "{", '{"version": 1}', '{"version": 2, "units": [{}]}'):
         path.write_text(text)
         with pytest.raises(ConfigError, match="measure it with"):
             LatencyTable.load(path)
@@ -414,6 +501,46 @@ def test_the_fastest_masks_within_a_drop_are_found(tuner):
         told = found.model(tuner.images).argmax(1)
     lost = 100 * float((told != tuner.labelled[1]).double().mean())
     assert lost == pytest.approx(found.drop.points)
+
+
+class Residuals(nn.Module):
+    """Three residual blocks in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, 1, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
+            for _ in range(3)
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_residual_blocks_take_turns_where_that_changes_the_outputs_less(seed, tmp_path):
+    torch.manual_seed(seed)
+    model, images = Residuals().eval(), torch.randn(8, 1, 32, 32)
+    path = tmp_path / "model.onnx"
+    export_onnx(model, images[:1], path, verify=False)
+    table = table_of(path)
+    last = {f"blocks.{k}.2" for k in range(3)}
+    costs = {(u.name, o): 1.0 for u in table.units for o in u.options if u.name in last}
+    tuner = Tuner(model, images, None, SparsityConfig(0.5), table, costs)
+    found = tuner.at_latency(tuner.shortest)
+
+    def divergence(alternate: bool) -> float:
+        config = dataclasses.replace(found.config, alternate=alternate)
+        return apply(copy.deepcopy(model), images, config, draws=1).after.divergence
+
+    in_step, in_turns = divergence(False), divergence(True)
+    assert found.config.alternate is (in_turns < in_step) is (seed == 3)
+    assert found.applied.after.divergence == min(in_step, in_turns)
 
 
 def test_latencies_are_measured_without_torch(exported, tmp_path):

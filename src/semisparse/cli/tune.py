@@ -321,13 +321,14 @@ def _choices(tuner: Tuner, masked: Masked, reasons: dict[str, str]) -> Table:
     rows = []
     for unit in tuner.table.units:
         height, width = unit.planes[-1]
-        row = [unit.name, f"{height}x{width}", _ms(unit.seconds)]
+        others = f" and {len(unit.layers) - 1} before" if len(unit.layers) > 1 else ""
+        row = [unit.layers[-1] + others, f"{height}x{width}", _ms(unit.seconds)]
         option = masked.taken.get(unit.name)
         if option is None:
             reason = reasons.get(unit.name, "costs more than others for what it saves")
             row += ["dense", "", "", "", reason]
         else:
-            part = "" if option.layers == unit.layers else "without its expansion"
+            part = "its expansion too" if len(option.layers) > 1 else ""
             row += [
                 f"{option.sparsity:g}",
                 f"{option.block}",

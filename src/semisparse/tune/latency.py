@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from semisparse import ops
 from semisparse.bench import machine
 from semisparse.bench.layers import node_samples
 from semisparse.bench.peers.onnxruntime import runner, session_options
@@ -24,7 +25,7 @@ from semisparse.errors import ConfigError, LibraryError
 from semisparse.feeds import random_feeds
 from semisparse.runtime import InferenceSession
 from semisparse.tune.cache import Cache
-from semisparse.tune.table import LatencyTable, Option, Unit
+from semisparse.tune.table import FORMAT_VERSION, LatencyTable, Option, Unit
 from semisparse.tune.variants import Place, can_mask, places, put_masks
 
 # Samples that a mean and its error are of.
@@ -81,8 +82,8 @@ def measure(
 
     All convolutions of a copy of the file are masked alike, and the copy and the file take turns
     under ONNX Runtime's profiler: so a layer finds the caches as in use, its weights in memory,
-    and its two times come from the same moment. A chain, which is one operator, is timed as a
-    whole.
+    and its two times come from the same moment. Layers that one mask spares are timed together
+    with the one that has it.
 
     Args:
         path: an exported model without masks, of one input.
@@ -103,14 +104,15 @@ def measure(
         described = machine.describe()
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         conditions = [settings.fill, settings.block, settings.threads, settings.rounds]
-        known = Cache(cache, {"file": digest, "settings": conditions, "cpu": described["cpu"]})
+        key = {"file": digest, "settings": conditions, "cpu": described["cpu"]}
+        known = Cache(cache, {"version": FORMAT_VERSION, **key})
         steps = [
             (index, sparsity)
             for index in range(max(len(place.choices) for place in found))
             for sparsity in settings.sparsities
         ]
         if "dense" not in known:
-            known["dense"] = meter.dense([place.node for place in found])
+            known["dense"] = meter.dense(found)
         for done, (index, sparsity) in enumerate(steps):
             progress(done, len(steps))
             name = f"{index} {sparsity:g}"
@@ -122,11 +124,11 @@ def measure(
                 if index < len(place.choices) and can_mask(place, place.choices[index], sparsity)
             }
             copy = put_masks(model, masked, sparsity, settings.fill)
-            known[name] = meter.saved(copy, [place.node for place in masked])
+            known[name] = meter.saved(copy, masked)
     progress(len(steps), len(steps))
     total, seconds = known["dense"]
     units = tuple(
-        _unit(place, seconds[place.node], [(i, s, known[f"{i} {s:g}"]) for i, s in steps])
+        _unit(place, seconds[_name(place)], [(i, s, known[f"{i} {s:g}"]) for i, s in steps])
         for place in found
     )
     return LatencyTable(
@@ -170,15 +172,19 @@ def _unit(
         planes=tuple(layer.plane for layer in place.layers),
         seconds=seconds,
         options=tuple(
-            Option(*place.choices[index], sparsity, *saved[place.node])
+            Option(*place.choices[index], sparsity, *saved[_name(place)])
             for index, sparsity, saved in steps
-            if place.node in saved
+            if _name(place) in saved
         ),
     )
 
 
+def _name(place: Place) -> str:
+    return ops.STAGE_SEPARATOR.join(place.nodes)
+
+
 class _Meter:
-    """Times nodes of a file's copies beside those of the file."""
+    """Times places of a file's copies beside those of the file."""
 
     def __init__(self, path: Path, settings: Settings, folder: Path) -> None:
         self._path, self._settings, self._folder = path, settings, folder
@@ -192,8 +198,8 @@ class _Meter:
         self._x = feeds[0]
         self.input_shape = tuple(self._x.shape)
 
-    def dense(self, nodes: Sequence[str]) -> tuple[float, dict[str, float]]:
-        """Seconds of the file, and of its nodes."""
+    def dense(self, places: Collection[Place]) -> tuple[float, dict[str, float]]:
+        """Seconds of the file, and of its places by their names."""
         # The profiler takes time of its own, which counts in a small network.
         plain, profiled = (self._session(self._path, profiled=flag) for flag in (False, True))
         timing = interleave(
@@ -204,15 +210,17 @@ class _Meter:
             # node: 32 ms where the nodes took 11.6, so no masks seemed to be worth anything.
             clock=latency_clock(self._settings.threads),
         )
-        samples = self._samples(profiled, nodes)
+        samples = self._samples(profiled, places)
         seconds = {name: _undisturbed(values)[0] for name, values in samples.items()}
         total, _ = _undisturbed(np.array(timing.samples["plain"]))
-        # The nodes cannot take longer than all of the model: what is above is the profiler's.
+        # They cannot take longer than all of the model: what is above is the profiler's.
         scale = min(1.0, total / sum(seconds.values()))
-        return total, {name: scale * seconds[name] for name in nodes}
+        return total, {name: scale * value for name, value in seconds.items()}
 
-    def saved(self, copy: onnx.ModelProto, nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """By node, the share of its time that the masks of the copy save, and its noise."""
+    def saved(
+        self, copy: onnx.ModelProto, places: Collection[Place]
+    ) -> dict[str, tuple[float, float]]:
+        """By place, the share of its time that the masks of the copy save, and its noise."""
         path = self._folder / "masked.onnx"
         path.write_bytes(copy.SerializeToString())
         dense, masked = (self._session(file, profiled=True) for file in (self._path, path))
@@ -221,10 +229,10 @@ class _Meter:
             self._settings.rounds,
             min_seconds=0.0,
         )
-        before, after = self._samples(dense, nodes), self._samples(masked, nodes)
+        before, after = self._samples(dense, places), self._samples(masked, places)
         result = {}
-        for name in nodes:
-            whole, error = _undisturbed(before[name])
+        for name, samples in before.items():
+            whole, error = _undisturbed(samples)
             left, other = _undisturbed(after[name])
             result[name] = 1 - left / whole, math.hypot(error, other) / whole
         return result
@@ -236,17 +244,21 @@ class _Meter:
         return InferenceSession(path, sess_options=options)
 
     def _samples(
-        self, session: InferenceSession, nodes: Sequence[str]
+        self, session: InferenceSession, places: Collection[Place]
     ) -> dict[str, NDArray[np.float64]]:
-        """Seconds of each node in the rounds, without the call that precedes each sample."""
+        """Seconds of each place in the rounds, without the call that precedes each sample."""
         samples = node_samples(session)
-        if missing := [name for name in nodes if name not in samples]:
-            raise LibraryError(
-                f"ONNX Runtime runs {missing[0]} of {self._path} by its portable body, because the "
-                "operator library does not know it; reinstall semisparse, or export again."
-            )
         last = 2 * self._settings.rounds
-        return {name: np.array(values[-last:][1::2]) for name, values in samples.items()}
+        result = {}
+        for place in places:
+            if missing := [name for name in place.nodes if name not in samples]:
+                raise LibraryError(
+                    f"ONNX Runtime runs {missing[0]} of {self._path} by its portable body, because "
+                    "the operator library does not know it; reinstall semisparse, or export again."
+                )
+            calls = np.array([samples[name][-last:][1::2] for name in place.nodes])
+            result[_name(place)] = calls.sum(0)
+        return result
 
 
 def _undisturbed(samples: NDArray[np.float64]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from semisparse.errors import ConfigError
 from semisparse.files import writing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Standard errors by which a gain has to be above zero; one in forty would be by chance.
 _SURE = 2.0
 
@@ -21,7 +21,7 @@ class Option:
     """Some layers of a unit masked alike.
 
     Attributes:
-        layers: that are masked; the others of the unit stay dense.
+        layers: that are masked; the others of the unit have no masks of their own.
         block: side of the squares of positions that are masked as a whole.
         sparsity: of each.
         saved: share of the unit's dense latency that this saves.
@@ -42,14 +42,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is computed at once: a convolution, or a chain of them (docs/format.md).
+    """What one mask decides on: a convolution, with those that it spares (`variants.Place`).
 
     Attributes:
         layers: of it, in order.
         weights: the shape of each one's weights, [C_out, C_in / group, kh, kw].
         planes: the output plane of each, [H_out, W_out].
         seconds: of the unit without masks.
-        options: none where masks have no place: the plane is one block, or a layer is called again.
+        options: none where masks have no place: the plane is one block, a layer is called again, or
+            some of its positions are not read anyway.
     """
 
     layers: tuple[str, ...]
@@ -60,7 +61,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """The layers, as the node is called in the file."""
+        """The layers, as a chain is called in the file."""
         return "+".join(self.layers)
 
 

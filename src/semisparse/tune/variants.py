@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any, NamedTuple
@@ -34,17 +34,22 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A convolution of a file, or a chain of them.
+    """What one mask decides on: a convolution with those before it that need not compute what it
+    does not read.
+
+    A pointwise convolution reads its own position only, so where it is masked, nobody reads the
+    one before it either, if it is the only reader. Such are the last two of a bottleneck, the
+    stages of a chain behind its expansion, and in ConvNeXt all layers of a block.
 
     Attributes:
-        node: its name.
-        layers: of it, in order.
-        choices: how it may be masked. All layers, or of a chain all but the expansion, whose
-            positions the depthwise stage spreads over their neighbours; in the blocks that suit
-            the layer's algorithm, or in single positions.
+        nodes: their names, in order; a chain is one.
+        layers: of them, in order.
+        choices: how it may be masked: the last layer, which spares the others; or the expansion of
+            a chain too, whose positions the depthwise stage spreads over their neighbours. In the
+            blocks that suit the algorithms of the layers, or in single positions.
     """
 
-    node: str
+    nodes: tuple[str, ...]
     layers: tuple[Layer, ...]
     choices: tuple[Choice, ...]
 
@@ -65,28 +70,60 @@ def places(model: onnx.ModelProto, block: int | str) -> tuple[Place, ...]:
         raise FileFormatError(
             "the file has no convolution of semisparse; give a file that semisparse exported."
         )
-    if masked := [name for name, node in nodes.items() if _parse(node.op_type).fill]:
+    # A dense model too leaves out what nobody reads, such as what is before a strided 1x1 layer.
+    masked = [name for name, node in nodes.items() if _parse(node.op_type).fill]
+    if masked and _metadata(model, "semisparse.sparsity") != "{}":
         raise FileFormatError(
             f"{masked[0]} is masked already; give the file of the model without masks."
         )
-    found = []
-    layers = [layer for layer in work_of(model).layers if layer.node in nodes]
+    by_node = {
+        name: tuple(group)
+        for name, group in groupby(work_of(model).layers, key=lambda layer: layer.node)
+        if name in nodes
+    }
     # A layer that is called again has one mask for all calls, so it is no choice of one node.
-    calls = Counter(_layer(layer.name) for layer in layers)
-    for name, group in groupby(layers, key=lambda layer: layer.node):
-        members = tuple(group)
-        names = tuple(layer.name for layer in members)
-        subsets = [names]
-        if nodes[name].op_type.startswith("Expand"):
-            subsets.append(names[1:])
-        sides = {1, *(_natural(layer, nodes[name], len(members)) for layer in members)}
+    calls = Counter(_layer(layer.name) for layers in by_node.values() for layer in layers)
+    found = []
+    for names in _read_by_position(model, by_node):
+        layers = tuple(layer for name in names for layer in by_node[name])
+        subsets: list[tuple[str, ...]] = [(layers[-1].name,)]
+        if nodes[names[-1]].op_type.startswith("Expand"):
+            subsets.append((layers[0].name, layers[-1].name))
+        sides = {1, *(_natural(layer, nodes[layer.node], by_node) for layer in layers)}
         if block != "auto":
             sides = {int(block)}
         choices = tuple(Choice(*pair) for pair in product(subsets, sorted(sides)))
-        if any(calls[_layer(layer)] > 1 for layer in names):
+        if any(calls[_layer(layer.name)] > 1 or layer.node in masked for layer in layers):
             choices = ()
-        found.append(Place(name, members, choices))
+        found.append(Place(tuple(names), layers, choices))
     return tuple(found)
+
+
+def _read_by_position(
+    model: onnx.ModelProto, by_node: Mapping[str, Sequence[Layer]]
+) -> list[list[str]]:
+    """The nodes, each behind those of which nothing is read but what itself computes."""
+    made = {value: node for node in model.graph.node for value in node.output}
+    readers = Counter(value for node in model.graph.node for value in node.input)
+    readers.update(value.name for value in model.graph.output)
+    groups: list[list[str]] = []
+    of_node: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.name not in by_node:
+            continue
+        group = []
+        if _is_pointwise(node, by_node[node.name]):
+            value = node.input[0]
+            while readers[value] == 1 and value in made and _is_layer_norm(made[value]):
+                value = made[value].input[0]
+            source = made.get(value)
+            if source is not None and readers[value] == 1 and _is_conv(source):
+                group = of_node[source.name]
+        if not group:
+            groups.append(group)
+        group.append(node.name)
+        of_node[node.name] = group
+    return groups
 
 
 def can_mask(place: Place, choice: Choice, sparsity: float) -> bool:
@@ -108,24 +145,29 @@ def put_masks(
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    by_node = {place.node: (place, choice) for place, choice in masked.items()}
+    by_node = {name: (place, choice) for place, choice in masked.items() for name in place.nodes}
     constants: dict[str, NDArray[Any]] = {}
     for node in result.graph.node:
         if node.name not in by_node:
             continue
         place, choice = by_node[node.name]
+        # What nobody reads holds the bias, as an exported model has it.
+        spared = node.name != place.nodes[-1]
+        own_fill = "bias" if spared else fill
         own: list[list[str]] = []
         for layer in place.layers:
-            wanted = sparsity if layer.name in choice.layers else 0.0
+            if layer.node != node.name:
+                continue
+            wanted = sparsity if spared or layer.name in choice.layers else 0.0
             mask = spread_mask(*layer.plane, wanted, choice.block)
-            arrays = {f"{layer.name}/{kind}": a for kind, a in _fill_arrays(mask, fill).items()}
+            arrays = {f"{layer.name}/{kind}": a for kind, a in _fill_arrays(mask, own_fill).items()}
             constants |= arrays
             own.append([*arrays])
         # X, then weights and bias of each stage, then gate and residual.
         inputs = list(node.input)
         staged = [(*inputs[1 + 2 * i : 3 + 2 * i], *names) for i, names in enumerate(own)]
         rest = inputs[1 + 2 * len(own) :]
-        node.op_type = dataclasses.replace(_parse(node.op_type), fill=fill).name
+        node.op_type = dataclasses.replace(_parse(node.op_type), fill=own_fill).name
         node.ClearField("input")
         node.input.extend([inputs[0], *(name for stage in staged for name in stage), *rest])
     result.graph.initializer.extend(
@@ -186,8 +228,32 @@ def _last_computed(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def _is_ours(node: onnx.NodeProto) -> bool:
-    known = ops.is_conv(node.op_type) or ops.is_chain(node.op_type)
-    return node.domain == ops.DOMAIN and known
+    return _is_conv(node) or (node.domain == ops.DOMAIN and ops.is_chain(node.op_type))
+
+
+def _is_conv(node: onnx.NodeProto) -> bool:
+    return node.domain == ops.DOMAIN and ops.is_conv(node.op_type)
+
+
+def _is_pointwise(node: onnx.NodeProto, layers: Sequence[Layer]) -> bool:
+    if not _is_conv(node) or layers[0].weights[2:] != (1, 1):
+        return False
+    given = _attributes(node)
+    return not any(given.get("pads", ())) and set(given.get("strides", [1])) == {1}
+
+
+def _is_layer_norm(node: onnx.NodeProto) -> bool:
+    """Whether it is one of the channels of each position, which are last."""
+    last = _attributes(node).get("axis", -1) in (-1, 3)
+    return node.op_type == "LayerNormalization" and not node.domain and last
+
+
+def _metadata(model: onnx.ModelProto, key: str) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == key), None)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
 def _parse(op_type: str) -> ops.ConvOp | ops.ChainOp:
@@ -204,10 +270,10 @@ def _layer(name: str) -> str:
     return name.partition("#")[0]
 
 
-def _natural(layer: Layer, node: onnx.NodeProto, stages: int) -> int:
+def _natural(layer: Layer, node: onnx.NodeProto, by_node: Mapping[str, Sequence[Layer]]) -> int:
     # In a chain the attributes are those of the depthwise stage.
-    own = stages == 1 or layer.weights[1] == 1
-    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} if own else {}
+    own = len(by_node[layer.node]) == 1 or layer.weights[1] == 1
+    given = _attributes(node) if own else {}
     groups = given.get("group", 1)
     return natural_block(
         layer.weights[2:],
