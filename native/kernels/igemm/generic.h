@@ -73,16 +73,35 @@ void finish(const Output& out, const uint32_t* dests, const Vec::T (&acc)[M][NV]
   }
 }
 
-// acc[i][v] += a[i][K] * w[v] for vectors a of four inputs. V is Vec; as a parameter it may lack
-// accumulate_lane where kFmaByLane says so.
+// acc[i][v] += a[i][K] * w[v] for vectors a of four inputs. `b` is w[0] and becomes what follows
+// these weights, each vector loaded while the one before it is in use. V is Vec; as a parameter it
+// may lack accumulate_lane where kFmaByLane says so.
 template <typename V, int K, size_t M, size_t NV>
-inline void lane_step(typename V::T (&acc)[M][NV], const typename V::T (&a)[M], const float* w) {
+inline void lane_step(typename V::T (&acc)[M][NV], const typename V::T (&a)[M], typename V::T& b,
+                      const float* w) {
 #pragma GCC unroll 8
   for (size_t v = 0; v < NV; ++v) {
-    const Vec::T b = Vec::load(w + v * Vec::kLanes);
+    typename V::T next = b;
+    if (K < 3 || v + 1 < NV) next = V::load_here(w + (v + 1) * Vec::kLanes);
 #pragma GCC unroll 8
     for (size_t i = 0; i < M; ++i) V::template accumulate_lane<K>(acc[i][v], b, a[i]);
+    b = next;
   }
+}
+
+// acc[i][v] += row[i][c + k] * w[k][v] for k from 0 to 3.
+template <typename V, size_t M, size_t NV>
+inline void by_lane(typename V::T (&acc)[M][NV], const float* const (&row)[M], size_t c,
+                    const float* w) {
+  constexpr size_t kPanel = NV * Vec::kLanes;
+  typename V::T b = V::load_here(w);
+  typename V::T a[M];
+#pragma GCC unroll 8
+  for (size_t i = 0; i < M; ++i) a[i] = V::load_here(row[i] + c);
+  lane_step<V, 0>(acc, a, b, w);
+  lane_step<V, 1>(acc, a, b, w + kPanel);
+  lane_step<V, 2>(acc, a, b, w + 2 * kPanel);
+  lane_step<V, 3>(acc, a, b, w + 3 * kPanel);
 }
 
 // acc[i][v] += row[i][c] * w[v] for one c, and so the tail.
@@ -109,13 +128,7 @@ inline void four_steps(Vec::T (&acc)[M][NV], typename Tail::T (&tail)[M],
   constexpr size_t kPanel = NV * Vec::kLanes + Tail::kLanes;
   if constexpr (Vec::kFmaByLane) {
     static_assert(Tail::kLanes == 0, "panels of these vectors have no tail");
-    Vec::T a[M];
-#pragma GCC unroll 8
-    for (size_t i = 0; i < M; ++i) a[i] = Vec::load(row[i] + c);
-    lane_step<Vec, 0>(acc, a, w);
-    lane_step<Vec, 1>(acc, a, w + kPanel);
-    lane_step<Vec, 2>(acc, a, w + 2 * kPanel);
-    lane_step<Vec, 3>(acc, a, w + 3 * kPanel);
+    by_lane<Vec>(acc, row, c, w);
   } else {
     step<Tail>(acc, tail, row, c, w);
     step<Tail>(acc, tail, row, c + 1, w + kPanel);
