@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -391,7 +394,7 @@ def test_whole_frames_from_training_to_the_session(
     lane = picture(tmp_path / "lane.png", pixels)
     masked = tmp_path / "masked"
     taught = ["--model", whole_run, "--data", f"imagefolder:{frames}", "--batch-size", 16]
-    taught += ["--epochs", 1, "--image-size", "27x48", "--whole", "--region", lane]
+    taught += ["--epochs", 1, "--region", lane]
     taught += ["--importance", 1, "--sparsity", 0.2, "--only", "block-last", "--teacher", whole_run]
     invoke(
         "train", *taught, "--prune-channels", 0.3, "--prune-importance", "taylor", "--out", masked
@@ -449,6 +452,62 @@ def test_images_for_a_run_are_prepared_as_it_did_unless_told_otherwise(
     held_out, labels, _ = validation_images(name, 6, **options)
     assert torch.equal(source.validation(6)[0], held_out)
     assert torch.equal(source.validation(6)[1], labels)
+
+
+@pytest.fixture
+def settled(
+    invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., TrainSettings]:
+    """The settings that `train` comes to: `settled("--model", folder)`."""
+
+    def settle(*arguments: object) -> TrainSettings:
+        found: list[TrainSettings] = []
+
+        def train(options: TrainSettings, out: Path, *, resume: bool) -> run.RunResult:
+            found.append(options)
+            return run.RunResult(1.0, 0.0, 1.0, {})
+
+        monkeypatch.setattr(run, "train", train)
+        invoke("train", *arguments, "--data", "digits", "--out", tmp_path / "out")
+        (settings,) = found
+        return settings
+
+    return settle
+
+
+@pytest.mark.parametrize(
+    ("written", "given", "prepared"),
+    [
+        ("", [], ("27x48", True)),
+        ("", ["--image-size", "16x32"], ("16x32", True)),
+        ("", ["--no-whole"], ("27x48", False)),
+        ("image-size: 16\n", [], (16, True)),
+        ("image-size: 16\n", ["--image-size", "48"], (48, True)),
+        ("image_size: null\nwhole: false\n", [], (None, False)),
+    ],
+)
+def test_a_run_prepares_images_as_the_one_that_it_goes_on_from_unless_told_otherwise(
+    settled, whole_run: Path, tmp_path: Path, written, given, prepared
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"epochs: 2\n{written}")
+    found = settled("--model", whole_run, "--config", config, *given)
+    assert (found.image_size, found.whole) == prepared
+    # Not only where it is an option.
+    config.write_text(f"model: {whole_run}\n{written}")
+    assert settled("--config", config, *given) == dataclasses.replace(found, epochs=20)
+
+
+def test_a_size_that_a_run_left_to_its_data_is_taken_from_it_too(
+    settled, whole_run: Path, tmp_path: Path
+) -> None:
+    unsaid = shutil.copytree(whole_run, tmp_path / "unsaid")
+    kept = json.loads((unsaid / "config.json").read_text())
+    (unsaid / "config.json").write_text(json.dumps({**kept, "image_size": None}))
+    assert settled("--model", unsaid).image_size == "27x48"
+    chosen = [str(unsaid), None, 1000, None, None, None, None, 6, 0.01]
+    _, images, _ = trained.load(*chosen, option="--data")
+    assert images.shape[2:] == (27, 48)
 
 
 def test_the_benchmark_times_the_region_beside_the_dense_model(tmp_path: Path) -> None:

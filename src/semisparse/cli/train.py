@@ -56,8 +56,8 @@ def train(
     image_size: Annotated[
         str | None,
         typer.Option(
-            help="Height x width, as 180x320, or one number for a square; 224, for sets of small "
-            "images 32.",
+            help="Height x width, as 180x320, or one number for a square; that of the run that "
+            "--model names, or else 224, for sets of small images 32.",
             metavar=options.SIZE,
             rich_help_panel=options.MODEL,
         ),
@@ -65,7 +65,9 @@ def train(
     whole: Annotated[
         bool,
         typer.Option(
-            help="Resize the whole image to that size, whatever its shape, instead of cropping.",
+            help="Resize the whole image to that size, whatever its shape, instead of cropping; as "
+            "the run does that --model names, if not given.",
+            show_default=False,
             rich_help_panel=options.MODEL,
         ),
     ] = False,
@@ -237,8 +239,12 @@ def train(
 def _settings(
     ctx: typer.Context, config: Path | None, sparsity_config: Path | None, resume: Path | None
 ) -> TrainSettings:
-    """Those of a resumed run, overridden by the file's, overridden by the command line's."""
-    from semisparse.training import config_file, settings
+    """Those of a resumed run, overridden by the file's, overridden by the command line's.
+
+    A new run that begins with another's network prepares images as that one did, where neither
+    says how.
+    """
+    from semisparse.training import config_file, saved, settings
 
     entries: dict[str, Any] = {}
     if resume is not None:
@@ -249,4 +255,9 @@ def _settings(
         entries |= config_file.read_masks(sparsity_config)
     known = settings.names()
     entries |= {name: value for name, value in options.given(ctx).items() if name in known}
+    model = entries.get("model")
+    if resume is None and isinstance(model, str) and Path(model).is_dir():
+        start = saved.FinishedRun(Path(model))
+        prepared = {"image_size": start.image_size.plain, "whole": start.settings.whole}
+        entries = {**prepared, **entries}
     return settings.TrainSettings.from_flat(entries)

@@ -112,7 +112,7 @@ def _of_run(
     source = Data(
         data or run.data,
         data_root or (run.data_root if data is None else None),
-        run.image_size if image_size is None else image_size,
+        finished.image_size if image_size is None else image_size,
         finished.normalisation,
         max_unreadable,
         run.whole if whole is None else whole,

@@ -11,6 +11,7 @@ from torch import nn
 from semisparse.config import SparsityConfig
 from semisparse.errors import ConfigError
 from semisparse.files import writing
+from semisparse.image_size import ImageSize
 from semisparse.sparsifier import Sparsifier
 from semisparse.training import models, settings, tensors
 from semisparse.training.data import Normalisation
@@ -82,6 +83,11 @@ class FinishedRun:
         trained = self._saved["model"]
         model.load_state_dict({name: trained[name] for name in model.state_dict()})
         return model
+
+    @property
+    def image_size(self) -> ImageSize:
+        """That it was trained with, also where its settings left that to the data."""
+        return ImageSize(*self.example_input.shape[2:])
 
     @property
     def pruned(self) -> float:
