@@ -329,6 +329,7 @@ def test_the_commands_take_a_picture(invoke, refused, tmp_path: Path) -> None:
     assert run.train(settings, out, resume=True).sparsities == figures["sparsities"]
 
     assert _words(settings.sparsity) == "0 in region nearest, not on shortcut"
+    assert "region: [], not ['" in refused("train", "--resume", out, "--region", "none")
 
     dense = tmp_path / "dense"
     invoke("train", *trained[:8], "--out", dense)
@@ -496,6 +497,40 @@ def test_a_run_prepares_images_as_the_one_that_it_goes_on_from_unless_told_other
     # Not only where it is an option.
     config.write_text(f"model: {whole_run}\n{written}")
     assert settled("--config", config, *given) == dataclasses.replace(found, epochs=20)
+
+
+def test_a_region_of_a_file_is_taken_back(settled, refused, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = np.zeros((3, 5), np.uint8)
+    pixels[1, 2:] = 255
+    picture(tmp_path / "none.png", pixels).rename(tmp_path / "none")
+    rows = (".....", "..###", ".....")
+    config, masks = tmp_path / "run.yaml", tmp_path / "masks.yaml"
+    chosen = ["--model", "semisparse/resnet8", "--config", config]
+
+    config.write_text("region: ./none\n")
+    assert settled(*chosen).sparsity == SparsityConfig(0, region=rows)
+    assert settled(*chosen, "--region", "none").sparsity is None
+    assert "skip is given, but no sparsity" in refused(
+        *("train", *chosen, "--data", "digits", "--out", tmp_path / "other"),
+        *("--region", "none", "--skip", "1x1"),
+    )
+    config.write_text("sparsity: {sparsity: 0.3, region: ./none}\n")
+    assert settled(*chosen).sparsity == SparsityConfig(0.3, region=rows)
+    assert settled(*chosen, "--region", "none").sparsity == SparsityConfig(0.3)
+    masks.write_text("sparsity: 0.2\nregion: none\n")
+    taken_back = ["--sparsity-config", masks]
+    assert settled(*chosen, *taken_back).sparsity == SparsityConfig(0.2)
+    assert settled(*chosen, *taken_back, "--region", "./none").sparsity == SparsityConfig(
+        0.2, region=rows
+    )
+    config.write_text("epochs: 2\n")
+    assert settled(*chosen, "--region", "none").sparsity is None
+
+    masks.write_text("region: ./none\n")
+    applied = ["apply", "--model", "semisparse/resnet8", *taken_back]
+    assert "--weights" in refused(*applied)
+    assert "nothing to apply" in refused(*applied, "--region", "none")
 
 
 def test_a_size_that_a_run_left_to_its_data_is_taken_from_it_too(

@@ -111,10 +111,13 @@ Alternate = Annotated[
 
 
 Region = Annotated[
-    Path | None,
+    # A path would not tell the picture ./none from the word.
+    str | None,
     typer.Option(
         help="Picture of the part of the images that matters, in white, for a camera that stays "
-        "where it is; nothing is computed outside of it, and --sparsity counts within.",
+        "where it is; nothing is computed outside of it, and --sparsity counts within. The word "
+        "none takes back the region of a file.",
+        metavar="<path or none>",
         rich_help_panel=MASKS,
     ),
 ]
@@ -159,7 +162,7 @@ SparsityFile = Annotated[
 def given(ctx: typer.Context) -> dict[str, Any]:
     """The options that stand on the command line, without those left at their defaults.
 
-    Of a region its rows, instead of the picture's path.
+    Of a region its rows, instead of the picture's path or `none`.
     """
     found = {
         name: value
@@ -168,9 +171,9 @@ def given(ctx: typer.Context) -> dict[str, Any]:
         if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
     if "region" in found:
-        from semisparse.training.config_file import read_region
+        from semisparse.training import config_file
 
-        found["region"] = read_region(found["region"])
+        found["region"] = config_file.region(found["region"])
     return found
 
 

@@ -22,7 +22,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Names are those of the command line, with dashes or underscores. `sparsity` may also be a
     mapping with the entries of a `SparsityConfig`, so the `config.json` of a run is such a file.
-    A `region` is its rows or the path of a picture, beside the file.
+    A `region` is its rows, the path of a picture, beside the file, or `none`.
 
     Raises `ConfigError` when the file cannot be read or has other entries.
     """
@@ -49,13 +49,21 @@ def read_masks(path: Path) -> dict[str, Any]:
 
 
 def _with_rows(values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """The entries with the rows of a region in place of its picture."""
+    """The entries with the rows of a region in place of text."""
     entries = dict(values)
     if isinstance(entries.get("sparsity"), Mapping):
         entries["sparsity"] = _with_rows(entries["sparsity"], path)
     if isinstance(entries.get("region"), str):
-        entries["region"] = read_region(path.parent / entries["region"])
+        entries["region"] = region(entries["region"], path.parent)
     return entries
+
+
+def region(text: str, folder: Path = Path()) -> tuple[str, ...]:
+    """The `region` of a `SparsityConfig` from text: empty for `none`, else as `read_region`.
+
+    `folder` is where a relative path begins; a picture that is called so is `./none`.
+    """
+    return () if text == "none" else read_region(folder / text)
 
 
 def read_region(path: Path) -> tuple[str, ...]:

@@ -215,8 +215,11 @@ class TrainSettings:
         return cls(**entries)
 
     def to_flat(self) -> dict[str, Any]:
-        """Plain values under the names of the command line; a dense run has `sparsity` 0."""
-        values = {"sparsity": 0.0, **flatten(self.to_dict())}
+        """Plain values under the names of the command line.
+
+        Of masks a dense run has `sparsity` 0 and an empty `region`.
+        """
+        values = {"sparsity": 0.0, "region": [], **flatten(self.to_dict())}
         del values["version"]
         return values
 
@@ -276,8 +279,11 @@ def masks(entries: Mapping[str, Any]) -> SparsityConfig | None:
     chosen = {_MASKS[name]: value for name, value in entries.items() if name in _MASKS}
     if chosen.get("region"):
         chosen = {"sparsity": 0.0, **chosen}
+    elif chosen.get("region") in ((), []):
+        # That there is none can be said of a dense run too.
+        del chosen["region"]
     if "sparsity" not in chosen and chosen:
-        name = next(name for name in entries if name in _MASKS)
+        name = next(name for name in entries if _MASKS.get(name) in chosen)
         raise ConfigError(f"{name} is given, but no sparsity; give one, or 0 for a dense model.")
     if chosen.get("sparsity", 0) in (0, None) and not chosen.get("region"):
         return None
