@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,17 +24,23 @@ MASKS = SparsityConfig(0.3, fill="bias", block=2, skip=("1x1",))
 
 
 def finished(
-    out: Path, accuracy: float, *, pruned: bool = False, masked: bool = False
+    out: Path,
+    accuracy: float,
+    *,
+    pruned: bool = False,
+    masked: bool = False,
+    example: torch.Tensor = EXAMPLE,
+    whole: bool = False,
 ) -> nn.Module:
     """A run folder as training leaves it."""
     out.mkdir(parents=True)
     torch.manual_seed(0)
     model = models.create("semisparse/resnet8", 10, input_channels=1).eval()
     if pruned:
-        prune(model, EXAMPLE, 0.5)
+        prune(model, example, 0.5)
     masks = MASKS if masked else None
-    settings = TrainSettings(model="semisparse/resnet8", data="digits", sparsity=masks)
-    sparsifier = Sparsifier(model, EXAMPLE, masks, 1) if masks else None
+    settings = TrainSettings(model="semisparse/resnet8", data="digits", sparsity=masks, whole=whole)
+    sparsifier = Sparsifier(model, example, masks, 1) if masks else None
     if sparsifier:
         sparsifier.freeze()
     (out / "config.json").write_text(json.dumps(settings.to_dict()))
@@ -43,11 +50,11 @@ def finished(
         model,
         architecture="semisparse/resnet8",
         num_classes=10,
-        example_input=EXAMPLE,
+        example_input=example,
         normalisation=((0.0,), (1.0,)),
         sparsifier=sparsifier,
     )
-    export_onnx(model, EXAMPLE, out / "model.onnx", verify=False)
+    export_onnx(model, example, out / "model.onnx", verify=False)
     return model
 
 
@@ -81,6 +88,7 @@ def test_figures_are_those_of_the_runs(invoke, runs, tmp_path):
     assert both["pruned"] == pytest.approx(0.5)
     assert both["flops"] < 0.3 * masked["flops"]
     assert all(run["latency"] is None for run in figures["runs"])
+    assert [run["input"] for run in figures["runs"]] == 3 * ["16x16"]
 
 
 def test_exported_models_are_timed_in_turns(invoke, runs, tmp_path):
@@ -108,6 +116,27 @@ def test_without_latency_nothing_is_said_of_it(invoke, runs, tmp_path):
     result = invoke("compare", runs["dense"], runs["masked"], "--no-latency", "--html", page)
     assert "speedup" not in result.stdout
     assert "latency, ms" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("width", "whole", "other"),
+    [(24, False, "16x24"), (24, True, "16x24 whole"), (16, True, "16x16 whole")],
+)
+def test_what_a_run_sees_is_shown_where_it_is_not_what_the_others_see(
+    invoke, runs, tmp_path, width, whole, other
+):
+    finished(tmp_path / "other", 0.85, example=torch.zeros(1, 1, 16, width), whole=whole)
+    page, document = tmp_path / "compare.html", tmp_path / "compare.md"
+    options = ["--no-latency", "--html", page, "--markdown", document]
+    result = invoke("compare", runs["dense"], tmp_path / "other", *options)
+    for text in (result.stdout, page.read_text(), document.read_text()):
+        assert "input" in text
+        assert re.findall(r"16x\d\d(?: whole)?", text) == ["16x16", other]
+
+    result = invoke("compare", runs["dense"], runs["masked"], *options)
+    for text in (result.stdout, page.read_text(), document.read_text()):
+        assert "input" not in text
+        assert "16x16" not in text
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(invoke, runs, tmp_path):

@@ -39,9 +39,14 @@ REPORT = Report(
 )
 SPEEDUP = Quartiles(1.2, 1.3, 1.4)
 RUNS = [
-    Run("<dense>", "a & b", "", 0.0, 0.99, 10_000_000, 0.0, Quartiles(0.9, 1, 1.1), SPEEDUP),
+    Run(
+        "<dense>", "a & b", "9x16", "", 0.0, 0.99, 10_000_000, 0.0, Quartiles(0.9, 1, 1.1), SPEEDUP
+    ),
     *(
-        Run(f"r{i}", "m", "0.3 nearest" * (i % 2), 0.1 * i, 0.9, 5_000_000, 0.3, SPEEDUP, SPEEDUP)
+        Run(
+            *(f"r{i}", "m", "9x16", "0.3 nearest" * (i % 2)),
+            *(0.1 * i, 0.9, 5_000_000, 0.3, SPEEDUP, SPEEDUP),
+        )
         for i in range(8)
     ),
 ]

@@ -150,6 +150,7 @@ def _run(name: str, folder: Path, options: TrainSettings, accuracy: float) -> Ru
     return Run(
         name=name,
         model=finished.architecture,
+        input=f"{finished.image_size}{' whole' if options.whole else ''}",
         masks=_words(options.sparsity),
         pruned=finished.pruned,
         accuracy=accuracy,

@@ -17,6 +17,8 @@ class Run:
     Attributes:
         name: unique among those that are compared.
         model: the name of its architecture.
+        input: height x width of its images, and `whole` where nothing was cut off, as
+            `180x320 whole`.
         masks: what they are, in words; empty for a run without.
         pruned: share of the architecture's channels that it lacks.
         accuracy: on the test split, in [0, 1].
@@ -28,6 +30,7 @@ class Run:
 
     name: str
     model: str
+    input: str
     masks: str
     pruned: float
     accuracy: float
@@ -57,13 +60,19 @@ class Comparison:
         """Whether there are latencies."""
         return all(run.latency is not None for run in self.runs)
 
+    @property
+    def inputs_differ(self) -> bool:
+        """Whether the runs prepared their images differently."""
+        return len({run.input for run in self.runs}) > 1
+
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The runs as a table of text."""
+    """The runs as a table of text, with their inputs where these differ."""
     first = comparison.runs[0].name
     columns = [
         "run",
         "model",
+        *(["input"] if comparison.inputs_differ else []),
         "masks",
         "channels pruned",
         "test accuracy",
@@ -75,15 +84,16 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(
         title=f"Runs on {comparison.data}",
         columns=tuple(columns),
-        rows=tuple(map(_cells, comparison.runs)),
+        rows=tuple(_cells(run, comparison.inputs_differ) for run in comparison.runs),
         notes=tuple(f"{name}: {value}." for name, value in comparison.facts.items()),
     )
 
 
-def _cells(run: Run) -> tuple[str, ...]:
+def _cells(run: Run, with_input: bool) -> tuple[str, ...]:
     cells = [
         run.name,
         run.model,
+        *([run.input] if with_input else []),
         run.masks or "—",
         f"{run.pruned:.0%}" if run.pruned else "—",
         f"{run.accuracy:.2%}",
