@@ -433,6 +433,21 @@ def test_whole_frames_from_training_to_the_session(
 
 
 @pytest.mark.parametrize(
+    ("prepared", "altered"), [([], False), (["--whole"], False), (["--no-whole"], True)]
+)
+def test_whole_frames_are_distilled_as_they_are(
+    invoke, monkeypatch, whole_run: Path, tmp_path: Path, prepared, altered
+) -> None:
+    seen = []
+    for kind in (v2.RandomResizedCrop, v2.RandomHorizontalFlip):
+        monkeypatch.setattr(kind, "forward", lambda self, image: seen.append(type(self)) or image)
+    chosen = ["--model", whole_run, "--sparsity", 0.2, "--draws", 1, "--images", 40]
+    chosen += ["--distill-steps", 2, "--out", tmp_path / "masked.onnx", *prepared]
+    invoke("apply", *chosen)
+    assert set(seen) == ({v2.RandomResizedCrop, v2.RandomHorizontalFlip} if altered else set())
+
+
+@pytest.mark.parametrize(
     ("given", "followed"),
     [
         ((None, None), ("27x48", True)),

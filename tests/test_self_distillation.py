@@ -101,6 +101,17 @@ def test_images_that_were_not_learned_from_are_answered_more_alike(masked, teach
     assert not masked.training
 
 
+@pytest.mark.parametrize("choice", [{"in_place": True}, {"region": ["#..", "##."]}])
+def test_images_in_their_place_are_taken_as_they_are(masked, images, teacher, choice):
+    seen = []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    self_distill(masked, teacher, images, Recipe(6, **QUICK), **choice)
+    learned = torch.cat([batch for batch in seen if len(batch) == 8])
+    given = {image.numpy().tobytes() for image in images}
+    assert len(learned) == 48
+    assert {image.numpy().tobytes() for image in learned} <= given
+
+
 def test_a_seed_repeats_what_is_learned(masked, teacher, images):
     models = {}
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):

@@ -106,7 +106,7 @@ def apply(
         raise ConfigError("There is nothing to apply at sparsity 0; give --sparsity, or --region.")
     for path in filter(None, (out, header)):
         check_writable(path)
-    network, batch, _ = trained.load(
+    network, batch, source = trained.load(
         *(model, weights, num_classes, calibrate, data_root, image_size, whole),
         *(images, max_unreadable),
         option="--calibrate",
@@ -116,7 +116,9 @@ def apply(
     console = Console(stderr=True)
     with console.status(f"{len(batch)} images, {draws} draws of masks"):
         applied = masking.apply(network, batch, config, draws=draws)
-    distilled = _distill(network, teacher, batch, recipe, config, console) if recipe else None
+    distilled = None
+    if recipe:
+        distilled = _distill(network, teacher, batch, recipe, config, source.whole, console)
     with console.status(f"exporting {out}"):
         report = export_onnx(network, batch[:1], out)
     if header is not None:
@@ -146,6 +148,7 @@ def _distill(
     images: Tensor,
     recipe: Recipe,
     config: SparsityConfig,
+    whole: bool,
     console: Console,
 ) -> Distilled:
     from semisparse.training.progress import bars
@@ -160,6 +163,8 @@ def _distill(
             recipe,
             lambda done, _total: bar.update(task, completed=done),
             config.region,
+            # Whole images are those of cameras that stay where they are.
+            in_place=whole,
         )
 
 

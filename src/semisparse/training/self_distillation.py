@@ -78,15 +78,17 @@ def self_distill(
     recipe: Recipe,
     progress: Callable[[int, int], object] = lambda done, total: None,
     region: Sequence[str] = (),
+    *,
+    in_place: bool = False,
 ) -> Distilled:
     """Train a masked network, in place, to answer as it did without masks.
 
     The loss is the divergence of the softmax of the outputs, of random crops of the images and
     their mirror images, which the teacher sees too, so it does not matter whether such images
-    occur. With a region, outside of which the answers do not count, images are taken as they are,
-    since in others it would be elsewhere. Batch norm stays in evaluation mode: a step has too few
-    images for statistics. One image in four is not learned from; if those say that nothing was
-    gained, the weights stay as they were.
+    occur. Where the place matters images are taken as they are, and so with a region, outside of
+    which the answers do not count. Batch norm stays in evaluation mode: a step has too few images
+    for statistics. One image in four is not learned from; if those say that nothing was gained, the
+    weights stay as they were.
 
     Args:
         model: `[N, C, H, W] -> [N, num_classes]` or `[N, num_classes, H', W']`; left in
@@ -96,6 +98,7 @@ def self_distill(
         recipe: how long and how fast.
         progress: called with (steps done, steps in all).
         region: that the model was masked with; empty for none.
+        in_place: whether the place matters without a region too, as for a fixed camera.
 
     Raises:
         DataError: there are fewer images to learn from than a step takes.
@@ -114,7 +117,7 @@ def self_distill(
     weights = {parameter: parameter.detach().clone() for parameter in model.parameters()}
     kept = False
     try:
-        _learn(model, teacher, learned, recipe, progress, region)
+        _learn(model, teacher, learned, recipe, progress, region, in_place or bool(region))
         after = Change.between(run(model, held_out), reference, region)
         kept = after.divergence < before.divergence
     finally:
@@ -132,10 +135,11 @@ def _learn(
     recipe: Recipe,
     progress: Callable[[int, int], object],
     region: Sequence[str],
+    in_place: bool,
 ) -> None:
     height, width = images.shape[-2:]
     cropped = crops((height, width), _LEAST_AREA)
-    augment = v2.Identity() if region else v2.Compose([cropped, v2.RandomHorizontalFlip()])
+    augment = v2.Identity() if in_place else v2.Compose([cropped, v2.RandomHorizontalFlip()])
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
     with torch.random.fork_rng([]):
