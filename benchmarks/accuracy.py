@@ -25,6 +25,7 @@ import torch
 from descent import descend
 from folder import keep_settings
 from matplotlib.figure import Figure
+from named_masks import named_masks
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -250,6 +251,14 @@ def main() -> None:
     parser.add_argument("--model", default="resnet8", choices=MODELS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only time")
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS, metavar="NAME")
+    parser.add_argument(
+        "--masks",
+        nargs="+",
+        type=named_masks,
+        default=[],
+        metavar="NAME=FILE",
+        help="more methods, fine-tuned and untrained",
+    )
     parser.add_argument("--images", type=int, default=54000, help="for fine-tuning; of 54000")
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
     parser.add_argument("--learning-rate", type=float, help="of fine-tuning; default by model")
@@ -260,6 +269,11 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help="of training")
     parser.add_argument("--rounds", type=int, default=30, help="samples of each latency; 0: none")
     options = parser.parse_args()
+    for name, masks in options.masks:
+        METHODS[name] = Method("tuned", masks)
+        METHODS[f"{name}, untrained"] = Method("untrained", masks, trained=False)
+        options.methods += [name, f"{name}, untrained"]
+    del options.masks
     if options.learning_rate is None:
         options.learning_rate = RECIPES[options.model].tuning_rate
     keep_settings(options, free=("seeds", "methods", "rounds"))

@@ -25,6 +25,7 @@ from typing import Any
 import latency
 import torch
 from folder import keep_settings
+from named_masks import named_masks
 from PIL import Image
 from torch import Tensor, nn
 
@@ -145,10 +146,16 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME"
     )
+    parser.add_argument(
+        "--masks", nargs="+", type=named_masks, default=[], metavar="NAME=FILE", help="more methods"
+    )
     parser.add_argument("--test-images", type=int, default=250)
     parser.add_argument("--calibration-images", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=100, help="samples of each latency; 0: none")
     options = parser.parse_args()
+    METHODS.update((name, Method(masks)) for name, masks in options.masks)
+    options.methods += [name for name, _ in options.masks]
+    del options.masks
     torch.set_num_threads(1)
     # What is wrong with these must not become the settings of the folder.
     model = models.create(options.model, options.classes, options.weights, exact=True).eval()
@@ -301,7 +308,15 @@ def _report(
     for name in options.methods:
         paths = [options.out / f"{file}.json" for file, _ in _pieces(options, name)]
         scores = [json.loads(path.read_text()) for path in paths]
-        rows.append({"name": name, "scores": scores, "ms": latencies.get(name)})
+        masks = METHODS[name].masks
+        rows.append(
+            {
+                "name": name,
+                "masks": None if masks is None else masks.to_dict(),
+                "scores": scores,
+                "ms": latencies.get(name),
+            }
+        )
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "methods")}
     dense = latencies.get("dense")
     results = {

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "src" / "semisparse"
 # Each room may import from the rooms to the left of it in a chain that it is in.
 CHAINS = [
     (
-        "errors, files image_size config blocks, masks blue_noise schedules selection trace, "
+        "errors, files image_size config blocks, "
+        "masks blue_noise schedules selection batches trace, "
         "rules region, importance, layers, sparsifier, ops, export, training, tune"
     ),
     "errors, files image_size, runtime, native feeds, check doctor, bench, report, tune",

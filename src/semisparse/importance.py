@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from semisparse.batches import batches
 from semisparse.errors import MaskError, ModelError
 from semisparse.masks import propagate
 from semisparse.region import on_plane
@@ -28,7 +29,7 @@ def measure(
     model: nn.Module,
     images: Tensor,
     fill: str = "nearest",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     region: tuple[str, ...] = (),
 ) -> dict[tuple[int, int], Tensor]:
     """What masking single positions does to a trained network's answers, to first order.
@@ -53,7 +54,7 @@ def measure(
             without masks; it is left as it is.
         images: `[N, C, H, W]`, prepared as for the model.
         fill: what masked positions are going to hold, as in :class:`SparsityConfig`.
-        batch_size: images that run at once.
+        batch_size: images that run at once, about; by default what is fast.
         region: of a :class:`SparsityConfig`, within which such positions count; empty for all.
 
     Returns:
@@ -95,7 +96,7 @@ def measure(
     try:
         # A compiled model would be compiled anew with the hooks in it.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            for batch in torch.split(images, batch_size):
+            for batch in batches(images, device, batch_size):
                 pixels = batch.detach().to(device).requires_grad_()
                 outputs = _outputs(model, pixels)
                 back = _towards(outputs.detach().softmax(1), signs)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from semisparse.batches import batches
 from semisparse.errors import DataError, ModelError
 
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
@@ -108,17 +107,20 @@ def statistics_of(model: nn.Module, images: Tensor, batch_size: int = 64) -> Sta
 
 
 @torch.no_grad()
-def run(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
+def run(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
     """The model's outputs of all images, in the mode that it is in, on the CPU.
 
-    No batch is much smaller than the others, in which batch norm would see less.
+    Args:
+        model: as for `recalibrate`.
+        images: `[N, C, H, W]` with N from 1.
+        batch_size: images that run at once, about; by default what is fast.
 
     Raises:
         ModelError: the model returns something else than a tensor.
     """
     device = next(model.parameters()).device
     outputs = []
-    for batch in images.tensor_split(math.ceil(len(images) / batch_size)):
+    for batch in batches(images, device, batch_size):
         output = model(batch.to(device))
         if not isinstance(output, Tensor):
             raise ModelError(
