@@ -363,9 +363,9 @@ def _kept(tuner: Tuner, masked: Masked, measured: Timing | None) -> Table:
         (
             "divergence of the outputs, nats",
             f"{masked.predicted:.4f}",
-            f"{masked.applied.after.divergence:.4f}",
+            f"{masked.applied.change.divergence:.4f}",
         ),
-        ("images of another class, %", "", f"{100 - 100 * masked.applied.after.agreement:.1f}"),
+        ("images of another class, %", "", f"{100 - 100 * masked.applied.change.agreement:.1f}"),
     ]
     notes = []
     if masked.drop is not None:
@@ -409,7 +409,7 @@ def _figures(
             "speedup": dataclasses.asdict(measured.speedup("tuned", over="dense"))
             if measured
             else None,
-            "change": dataclasses.asdict(masked.applied.after),
+            "change": dataclasses.asdict(masked.applied.change),
             "drop": dataclasses.asdict(masked.drop) if masked.drop else None,
         },
     }

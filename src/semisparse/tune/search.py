@@ -153,7 +153,7 @@ class Tuner:
             for config, model in zip(configs, networks, strict=True)
         ]
         # The first of two that are alike, so no turns where they change nothing.
-        applied, config, model = min(tried, key=lambda each: each[0].after.divergence)
+        applied, config, model = min(tried, key=lambda each: each[0].change.divergence)
         units = {unit.name: unit for unit in self.table.units}
         return Masked(
             taken=taken,
