@@ -161,7 +161,7 @@ def _session(path: Path) -> InferenceSession:
 
 
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return 100 * float((run(model, images, 250).argmax(1) == labels).double().mean())
+    return 100 * float((run(model, images).argmax(1) == labels).double().mean())
 
 
 def _show(done: int, total: int) -> None:

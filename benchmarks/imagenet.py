@@ -115,7 +115,7 @@ class Comparison:
         self._photographs = calibration, test
         self._images = calibration.at(SIZE), test.at(SIZE)
         self._seen = statistics_of(model, self._images[0], BATCH)
-        self._reference = run(model, self._images[1], BATCH)
+        self._reference = run(model, self._images[1])
 
     def scores(self, method: Method, seed: int) -> dict[str, dict[str, float]]:
         """Divergence and share of the same class, untouched and recalibrated."""
@@ -128,7 +128,7 @@ class Comparison:
             return {"untouched": untouched, "recalibrated": self._change(test)}
 
     def _change(self, test: Tensor) -> dict[str, float]:
-        change = Change.between(run(self._model, test, BATCH), self._reference)
+        change = Change.between(run(self._model, test), self._reference)
         return {"divergence": change.divergence, "same": 100 * change.agreement}
 
 

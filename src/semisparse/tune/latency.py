@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -204,22 +205,30 @@ class _Meter:
 
     def dense(self, places: Collection[Place]) -> tuple[float, float, dict[str, float]]:
         """Seconds of the file, of what the profiler adds to a node, and of the places by name."""
-        plain, profiled = (self._session(self._path, profiled=flag) for flag in (False, True))
-        timing = interleave(
-            {"plain": runner(plain, self._x), "profiled": runner(profiled, self._x)},
-            self._settings.rounds,
-            min_seconds=0.0,
-            # By the wall's clock a busy machine interrupts the whole model far more often than any
-            # node: 32 ms where the nodes took 11.6, so no masks seemed to be worth anything.
-            clock=latency_clock(self._settings.threads),
-        )
-        total, _ = _undisturbed(np.array(timing.samples["plain"]))
-        samples = node_samples(profiled)
-        every = [_undisturbed(self._rounds(calls))[0] for calls in samples.values()]
-        # Nodes cannot take longer than the model. Of small ones it is a large part: 6 us of 310 in
-        # each of nine, for which masks seemed to save a twentieth less than they do.
-        added = max(0.0, sum(every) - total) / len(every)
-        seconds = {name: _undisturbed(v)[0] for name, v in self._samples(samples, places).items()}
+        totals: list[float] = []
+        nodes: dict[str, list[float]] = defaultdict(list)
+        for tries in range(1, _TRIES + 1):
+            plain, profiled = (self._session(self._path, profiled=flag) for flag in (False, True))
+            timing = interleave(
+                {"plain": runner(plain, self._x), "profiled": runner(profiled, self._x)},
+                self._settings.rounds,
+                min_seconds=0.0,
+                # By the wall's clock a busy machine interrupts the whole model far more often than
+                # any node: 32 ms where the nodes took 11.6, so no masks seemed to be worth anything.
+                clock=latency_clock(self._settings.threads),
+            )
+            totals += timing.samples["plain"]
+            for name, calls in self._all_rounds(profiled).items():
+                nodes[name] += calls
+            total, error = _undisturbed(np.array(totals), tries)
+            if error < _QUIET / 4 * total:
+                break
+        every = {name: _undisturbed(np.array(calls), tries)[0] for name, calls in nodes.items()}
+        # Nodes cannot take longer than the model. Of small ones it is a large part: 2.5 us of each
+        # node, and so of 25 of 450, for which masks seemed to save a twentieth less than they do.
+        added = max(0.0, sum(every.values()) - total) / len(every)
+        samples = self._samples(nodes, places)
+        seconds = {name: _undisturbed(calls, tries)[0] for name, calls in samples.items()}
         return (
             total,
             added,
@@ -244,8 +253,8 @@ class _Meter:
                 self._settings.rounds,
                 min_seconds=0.0,
             )
-            before.append(self._samples(node_samples(dense), places))
-            after.append(self._samples(node_samples(masked), places))
+            before.append(self._samples(self._all_rounds(dense), places))
+            after.append(self._samples(self._all_rounds(masked), places))
             result = {_name(p): self._share(p, before, after, added) for p in places}
             if sum(noise for _, noise in result.values()) < _QUIET * len(result):
                 break
@@ -274,7 +283,7 @@ class _Meter:
     def _samples(
         self, samples: Mapping[str, Sequence[float]], places: Collection[Place]
     ) -> dict[str, NDArray[np.float64]]:
-        """Seconds of each place in the rounds."""
+        """Seconds of each place from those of its nodes."""
         result = {}
         for place in places:
             if missing := [name for name in place.nodes if name not in samples]:
@@ -282,13 +291,13 @@ class _Meter:
                     f"ONNX Runtime runs {missing[0]} of {self._path} by its portable body, because "
                     "the operator library does not know it; reinstall semisparse, or export again."
                 )
-            calls = np.array([self._rounds(samples[name]) for name in place.nodes])
-            result[_name(place)] = calls.sum(0)
+            result[_name(place)] = np.array([samples[name] for name in place.nodes]).sum(0)
         return result
 
-    def _rounds(self, calls: Sequence[float]) -> NDArray[np.float64]:
-        """Of a node's calls those of the rounds, without the one that precedes each sample."""
-        return np.array(calls[-2 * self._settings.rounds :][1::2])
+    def _all_rounds(self, session: InferenceSession) -> dict[str, list[float]]:
+        """Seconds of each node in the rounds, without the call that precedes each sample."""
+        last = 2 * self._settings.rounds
+        return {name: calls[-last:][1::2] for name, calls in node_samples(session).items()}
 
 
 def _undisturbed(samples: NDArray[np.float64], tries: int = 1) -> tuple[float, float]:
