@@ -592,4 +592,29 @@ def test_samples_that_were_interrupted_do_not_count():
         mean, error = latency._undisturbed(samples)
         assert mean == pytest.approx(98e-6, abs=3e-6)
         assert 0 < error < 2e-6
+    # Three tries that were disturbed throughout, and a quiet one.
+    tries = np.concatenate([quiet * slower for slower in (1.5, 1.3, 1.2, 1.0)])
+    assert latency._undisturbed(tries, 4) == latency._undisturbed(quiet)
     assert latency._undisturbed(np.full(4, 5e-6)) == (5e-6, pytest.approx(0.5e-6))
+
+
+def test_more_samples_are_taken_only_where_they_scatter(exported, tmp_path, monkeypatch):
+    sessions = []
+    real = latency._Meter._session
+
+    def counted(self, path, *, profiled):
+        sessions.append(path)
+        return real(self, path, profiled=profiled)
+
+    monkeypatch.setattr(latency._Meter, "_session", counted)
+    counts = {}
+    for quiet in (1e9, 0.0):  # any noise is little, none is
+        monkeypatch.setattr(latency, "_QUIET", quiet)
+        sessions.clear()
+        table = latency.measure(
+            exported, latency.Settings((0.5,), block=1, rounds=4), tmp_path / f"{quiet}.json"
+        )
+        assert all(np.isfinite(o.saved) for unit in table.units for o in unit.options)
+        counts[quiet] = len(sessions)
+    # The inputs', then two of the dense model and two of the masked one a try.
+    assert counts == {1e9: 5, 0.0: 1 + 4 * latency._TRIES}
