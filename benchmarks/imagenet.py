@@ -318,9 +318,11 @@ def _report(
             }
         )
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "methods")}
+    # Where they lay on this machine is nobody's business.
+    names = {key: Path(settings[key]).name for key in ("images", "weights")}
     dense = latencies.get("dense")
     results = {
-        "settings": {**settings, **normalisation},
+        "settings": {**settings, **names, **normalisation},
         "machine": describe(),
         "dense_ms": dense,
         "rows": rows,
