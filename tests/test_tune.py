@@ -168,12 +168,17 @@ class Inverted(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def file_of(network: type[nn.Module], side: int, folder: Path) -> Path:
+    """Exported, for images `[1, 3, side, side]`, with weights of seed 0."""
+    torch.manual_seed(0)
+    path = folder / "model.onnx"
+    export_onnx(network().eval(), torch.zeros(1, 3, side, side), path, verify=False)
+    return path
+
+
 @pytest.fixture(scope="module")
 def inverted(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("inverted") / "model.onnx"
-    torch.manual_seed(0)
-    export_onnx(Inverted().eval(), torch.zeros(1, 3, 32, 32), path, verify=False)
-    return path
+    return file_of(Inverted, 32, tmp_path_factory.mktemp("inverted"))
 
 
 def test_a_chain_is_one_place_and_a_repeated_layer_none(inverted):
@@ -266,10 +271,7 @@ class Spared(nn.Module):
 
 @pytest.fixture(scope="module")
 def spared(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("spared") / "model.onnx"
-    torch.manual_seed(0)
-    export_onnx(Spared().eval(), torch.zeros(1, 3, 12, 12), path, verify=False)
-    return path
+    return file_of(Spared, 12, tmp_path_factory.mktemp("spared"))
 
 
 def test_layers_that_a_mask_spares_are_one_place_with_it(spared):

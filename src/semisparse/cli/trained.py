@@ -70,31 +70,9 @@ def load(
     `model` is the folder of a run without masks, whose data and their preparation are the default,
     or a name as `training.models.create` takes it; `option` is what gives the data.
     """
-    prepared = (data, data_root, image_size, whole, count, max_unreadable)
     if Path(model).is_dir():
-        network, images, source = _of_run(Path(model), weights, *prepared)
-    else:
-        network, images, source = _by_name(model, weights, num_classes, *prepared, option=option)
-    import torch
-
-    # In which CPUs take statistics of batch norm four times as fast, and run 10 to 20% faster.
-    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network, images.to(memory_format=torch.channels_last), source
-
-
-def _by_name(
-    model: str,
-    weights: str | None,
-    num_classes: int,
-    data: str | None,
-    data_root: str | None,
-    image_size: AnySize | None,
-    whole: bool | None,
-    count: int,
-    max_unreadable: float,
-    *,
-    option: str,
-) -> tuple[nn.Module, Tensor, Data]:
+        prepared = (data, data_root, image_size, whole, count, max_unreadable)
+        return _laid_out(*_of_run(Path(model), weights, *prepared))
     from semisparse.training import models
 
     if models.random_weights(model, weights):
@@ -108,7 +86,19 @@ def _by_name(
     source = Data(data, data_root, image_size, normalisation, max_unreadable, bool(whole))
     images = source.images(count)
     network = models.create(model, num_classes, weights, images.shape[1], exact=True)
-    return network, images, source
+    return _laid_out(network, images, source)
+
+
+def _laid_out(network: nn.Module, images: Tensor, source: Data) -> tuple[nn.Module, Tensor, Data]:
+    """To run, in the layout in which CPUs take statistics of batch norm four times as fast, and all
+    else 10 to 20% faster.
+    """
+    import torch
+
+    layout = torch.channels_last
+    # The annotations of Module.to leave out that it takes a layout.
+    network.eval().to(memory_format=layout)  # type: ignore[call-overload]
+    return network, images.to(memory_format=layout), source
 
 
 def _of_run(
