@@ -116,7 +116,7 @@ KINDS = {
     "batch norm of a value read twice": (
         after(lambda m, x: m.a(x), lambda m, y: m.n(y) + y),
         {"a": conv(), "n": norm()},
-        {"ConvAdd": 1, "ConvFillNearest": 1, "BatchNormalization": 0},
+        {"Conv": 1, "ConvFillNearest": 1, "Add": 0, "BatchNormalization": 0},
     ),
     "shared": (
         lambda m, x: m.a(m.a(x).relu()).relu(),

@@ -312,6 +312,7 @@ def test_depthwise_convolution(isa, problem, threads):
         (144, 144, 3, 2, 28, 144),
         (32, 32, 5, 1, 14, 32),
         (64, 64, 3, 1, 14, 4),
+        (48, 96, 7, 2, 28, 48),
     ],
 )
 def test_layers_of_networks(isa, fill, channels, outputs, kernel, stride, size, group):

@@ -78,7 +78,7 @@ def numbers(model: nn.Module, *args: Any) -> dict[str, int]:
     return {name: t.residual_block for name, t in traced(model, *args).items()}
 
 
-def test_residual_blocks_are_counted_from_the_convolution_that_they_add_to() -> None:
+def test_residual_blocks_are_counted_by_planes() -> None:
     found = numbers(resnet20(10), torch.zeros(1, 3, 32, 32))
     assert found["stem.0"] == 0
     assert {name: number for name, number in found.items() if name != "stem.0"} == {
@@ -88,12 +88,27 @@ def test_residual_blocks_are_counted_from_the_convolution_that_they_add_to() -> 
 
 def test_convolutions_outside_of_residual_blocks_have_no_number() -> None:
     found = numbers(torchvision.models.mobilenet_v2())
-    # Stages of 1, 2, 3, 4, 3, 3 and 1 blocks, of which the first of each has no residual.
-    blocks = [n for stage in (1, 2, 3, 4, 3, 3, 1) for n in range(stage)]
+    # Stages of 1, 2, 3, 4, 3, 3 and 1 blocks, of which the first of each has no residual; those of 4
+    # and the 3 behind them lie on planes of one size.
+    blocks = [0, *(0, 1), *(0, 1, 2), *(0, 1, 2, 3), *(0, 4, 5), *(0, 1, 2), 0]
     for name, number in found.items():
         index = int(name.split(".")[1])
         assert number == (blocks[index - 1] if 0 < index < 18 else 0), name
     assert set(numbers(torchvision.models.vgg11()).values()) == {0}
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_branches_of_training_are_no_blocks(merged: bool) -> None:
+    from timm.utils.model import reparameterize_model
+
+    model = timm.create_model("fastvit_t8")
+    found = traced(reparameterize_model(model) if merged else model)
+    last = {name: t.residual_block for name, t in found.items() if "block-last" in t.roles}
+    assert last == {
+        f"stages.{stage}.blocks.{block}.mlp.fc2": block + 1
+        for stage, depth in enumerate((2, 2, 4, 2))
+        for block in range(depth)
+    }
 
 
 def test_gates_and_pools_do_not_end_the_count() -> None:
@@ -140,6 +155,9 @@ class Branches(nn.Module):
             [],
             [],
         ),
+        # A convolution alone is one only with an activation.
+        (lambda m, x: m.b(x).relu(), lambda m, x: x, ["b"], []),
+        (lambda m, x: 0.5 * m.b(x) - m.c(x), lambda m, x: x, [], []),
         # Two branches as long as each other are no block.
         (lambda m, x: m.b(x), lambda m, x: m.c(x), [], []),
         # A sum that is no addition of two branches on one plane.
@@ -158,9 +176,9 @@ def test_an_addition_in_place_changes_what_the_tensor_is() -> None:
     class InPlace(Branches):
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x)
-            y = self.b(x)
+            y = self.b(x).relu()
             y += x
-            return torch.add(self.c(y), y)
+            return torch.add(self.c(y).relu(), y)
 
     found = by_role(InPlace(None, None), torch.zeros(1, 3, 8, 8))
     assert found["block-last"] == ["b", "c"]

@@ -18,6 +18,10 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // With fewer input channels than this the taps are too short for the kernel's inner loop, and the
 // input is small enough to be copied into a padded plane where a filter row is one long tap.
 constexpr int64_t kShortTap = 16;
+// Filters of one input channel of which up to so many share it run as depthwise ones, over a copy
+// of the input with each channel so many times in a row. FastViT's, 7x7 with stride 2 from 48
+// channels at 56x56 to 96, take 160 instead of 1110 us (EPYC, Zen 4, AVX-512).
+constexpr int64_t kMostRepeated = 4;
 
 std::string plane_text(int64_t height, int64_t width) {
   return std::to_string(height) + " x " + std::to_string(width);
@@ -109,10 +113,13 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   bias_ = make_buffer(outputs + kWidestPanel);
   std::fill_n(bias_.get(), outputs + kWidestPanel, 0.0f);
   if (bias != nullptr) std::copy_n(bias, outputs, bias_.get());
-  zeros_ = make_buffer(static_cast<size_t>(desc.in_channels));
-  std::fill_n(zeros_.get(), desc.in_channels, 0.0f);
+  const int64_t widest = std::max(desc.in_channels, desc.out_channels);
+  zeros_ = make_buffer(static_cast<size_t>(widest));
+  std::fill_n(zeros_.get(), widest, 0.0f);
 
-  const bool depthwise = desc.group == desc.in_channels && desc.group == desc.out_channels;
+  const bool depthwise = desc.group == desc.in_channels &&
+                         desc.out_channels <= kMostRepeated * desc.group &&
+                         (desc.group > 1 || desc.out_channels == 1);
   if (depthwise) {
     pack_depthwise(weights, isa.isa);
     kernel_name_ = dwconv_->name;

@@ -109,9 +109,14 @@ class Conv {
   void prepare_winograd(Isa isa);
   const Winograd* fastest_winograd(size_t images, Plane out) const;
   bool runs_along_rows() const;
+  bool repeats_inputs() const {
+    return dwconv_ != nullptr && desc_.in_channels != desc_.out_channels;
+  }
   size_t tiles_per_call() const;
   void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
                  const Parallel& parallel) const;
+  void repeat_inputs(const float* x, size_t pixels, float* repeated,
+                     const Parallel& parallel) const;
   void run_winograd(const Winograd& winograd, const Work& work, const Parallel& parallel) const;
   void finish_winograd(const Work& work, const Winograd::Done& done) const;
   void recompute(const Work& work, const Winograd::Done& done) const;

@@ -55,6 +55,20 @@ void interleave(const float* from, int64_t plane, int64_t channels, int64_t widt
   }
 }
 
+// Each number `times` times in a row.
+void repeat(const float* from, size_t n, size_t times, float* to) {
+  size_t i = 0;
+  if (times == 2) {
+    for (; i + 4 <= n; i += 4) {
+      const Four four = load_four(from + i);
+      const Four two[] = {__builtin_shufflevector(four, four, 0, 0, 1, 1),
+                          __builtin_shufflevector(four, four, 2, 2, 3, 3)};
+      std::memcpy(to + 2 * i, two, sizeof(two));
+    }
+  }
+  for (; i < n; ++i) std::fill_n(to + i * times, times, from[i]);
+}
+
 void check_batch(int64_t batch, Conv::Plane out) {
   const int64_t plane = out.height * out.width;
   if (batch < 0 || (batch > 0 && plane > std::numeric_limits<uint32_t>::max() / batch)) {
@@ -138,6 +152,14 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
     g.width = padded_width;
     g.pad_top = g.pad_left = 0;
   }
+  std::optional<ThreadScratch> repeated;
+  if (repeats_inputs()) {
+    const auto pixels = static_cast<size_t>(batch * g.height * g.width);
+    repeated.emplace(pixels * out_channels());
+    repeat_inputs(g.x, pixels, repeated->data(), parallel);
+    g.x = repeated->data();
+    g.in_channels = desc_.out_channels;
+  }
   work.fetches_x = desc_.kernel[0] * desc_.kernel[1] == 1 && in_channels() > out_channels() &&
                    static_cast<size_t>(batch * height * width) * in_channels() * sizeof(float) >
                        l2_cache_bytes();
@@ -146,7 +168,7 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
       const int64_t dy = ky * desc_.dilations[0];
       const int64_t dx = kx * desc_.dilations[1];
       g.taps.push_back({dy, dx});
-      g.offsets.push_back((dy * g.width + dx) * desc_.in_channels);
+      g.offsets.push_back((dy * g.width + dx) * g.in_channels);
     }
   }
   work.channels =
@@ -210,6 +232,16 @@ void Conv::gate_inputs(const float* x, size_t pixels, const float* gate, float* 
       float* to = gated + i * in_channels();
       for (size_t c = 0; c < in_channels(); ++c) to[c] = from[c] * gate[c];
     }
+  });
+}
+
+void Conv::repeat_inputs(const float* x, size_t pixels, float* repeated,
+                         const Parallel& parallel) const {
+  const size_t times = out_channels() / in_channels();
+  parallel(kTasksWanted, [&](size_t task) {
+    const size_t begin = pixels * task / kTasksWanted * in_channels();
+    const size_t end = pixels * (task + 1) / kTasksWanted * in_channels();
+    repeat(x + begin, end - begin, times, repeated + begin * times);
   });
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,13 @@ from semisparse.errors import ModelError
 PlaneLayer = nn.Conv2d | nn.Linear
 ROLES = ("stem", "block-last", "shortcut")
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
+# What may be between a convolution and the addition that it can be merged into, by name.
+_LINEAR = _ADDITIONS | {
+    *("conv2d", "batch_norm", "linear", "dropout", "identity", "to", "clone", "contiguous"),
+    *("sub", "sub_", "__sub__", "__isub__", "__rsub__"),
+    *("mul", "mul_", "__mul__", "__imul__", "__rmul__"),
+    *("permute", "transpose", "view", "reshape"),
+}
 
 
 @dataclass
@@ -33,11 +40,13 @@ class Traced:
         roles: of `ROLES`. A ``"stem"`` has no convolution before it. Where a residual block ends,
             in an addition of two branches of which one has more convolutions than the other, the
             last convolution of the longer branch is ``"block-last"``, and the last one of the
-            shorter branch, if the branch has any of its own, a ``"shortcut"``.
-        residual_block: the how-many-th of the blocks that were added, one after another, to what
-            some convolution left, if the convolution is in a branch of such a block; 0 outside of
-            blocks. So successive blocks have successive numbers, and a block whose shortcut is a
-            convolution begins with 1 again.
+            shorter branch, if the branch has any of its own, a ``"shortcut"``. A single
+            convolution without an activation, added to what it reads, is no block: so are
+            networks trained that have one convolution there in the end, as RepVGG
+            (arXiv 2101.03697).
+        residual_block: the how-many-th of the blocks that were added, one after another, on planes
+            of one size, if the convolution is in a branch of such a block; 0 outside of blocks. So
+            successive blocks have successive numbers, and begin with 1 on a smaller plane.
     """
 
     planes: set[tuple[int, int]] = field(default_factory=set)
@@ -97,8 +106,9 @@ def plane_of(layer: nn.Module, output: Tensor) -> tuple[int, int] | None:
 @dataclass(frozen=True)
 class _History:
     """How a tensor came about: the convolutions before it, the length of the longest chain of
-    them, the last one and its plane, if the tensor lies on that and no addition came since, and how
-    many residual blocks ended since the last one.
+    them, the last one and its plane, if the tensor lies on that and no addition came since, how
+    many residual blocks ended on planes of this size, and how many functions in a row were none of
+    `_LINEAR`.
     """
 
     convolutions: frozenset[str] = frozenset()
@@ -106,6 +116,7 @@ class _History:
     last: str | None = None
     plane: tuple[int, ...] = ()
     blocks: int = 0
+    bends: int = 0
 
 
 class _Watch(TorchFunctionMode):
@@ -128,13 +139,24 @@ class _Watch(TorchFunctionMode):
             plane = plane_of(module, output)
             if plane is None:
                 return
-            passing = [(self._get(tensor), tensor.shape) for tensor in _tensors(inputs)]
-            before = _join(passing, output)
+            given = list(_tensors(inputs))
+            before = _join([(self._get(tensor), tensor.shape) for tensor in given], output)
             traced = self._traced[name]
             traced.planes.add(plane)
             if not before.convolutions:
                 traced.roles.add("stem")
-            self._set(output, _History(before.convolutions | {name}, before.depth + 1, name, plane))
+            stays = isinstance(module, nn.Linear) or given[0].shape[-2:] == plane
+            self._set(
+                output,
+                _History(
+                    before.convolutions | {name},
+                    before.depth + 1,
+                    name,
+                    plane,
+                    before.blocks if stays else 0,
+                    before.bends,
+                ),
+            )
 
         return after
 
@@ -149,17 +171,22 @@ class _Watch(TorchFunctionMode):
             return function(*args, **kwargs)
         passing = [(history, tensor.shape) for history, tensor in before]
         result = function(*args, **kwargs)
-        adds = getattr(function, "__name__", "") in _ADDITIONS
+        name = getattr(function, "__name__", "")
         for output in _tensors([result]):
-            if adds and output.dim() == 4 and [shape for _, shape in passing] == 2 * [output.shape]:
+            shapes = [shape for _, shape in passing]
+            if name in _ADDITIONS and output.dim() == 4 and shapes == 2 * [output.shape]:
                 self._set(output, self._added(*(history for history, _ in passing)))
             else:
-                self._set(output, _join(passing, output))
+                joined = _join(passing, output)
+                bends = joined.bends + (name not in _LINEAR)
+                self._set(output, replace(joined, bends=bends))
         return result
 
     def _added(self, one: _History, other: _History) -> _History:
         short, long = sorted((one, other), key=lambda history: history.depth)
-        if short.depth < long.depth:
+        own = short.convolutions - long.convolutions
+        single = long.depth == short.depth + 1 and not own and long.bends == short.bends
+        if short.depth < long.depth and not single:
             if long.last is not None and long.last not in short.convolutions:
                 self._traced[long.last].roles.add("block-last")
             if short.last is not None and short.last not in long.convolutions:
@@ -170,7 +197,8 @@ class _Watch(TorchFunctionMode):
                 self._traced[name].residual_block = self._traced[name].residual_block or blocks
         else:
             blocks = max(short.blocks, long.blocks)
-        return _History(one.convolutions | other.convolutions, long.depth, blocks=blocks)
+        bends = max(one.bends, other.bends)
+        return _History(one.convolutions | other.convolutions, long.depth, None, (), blocks, bends)
 
     def _get(self, tensor: Tensor) -> _History:
         reference, history = self._histories.get(id(tensor), (None, _History()))
@@ -193,6 +221,7 @@ def _join(passing: list[tuple[_History, torch.Size]], output: Tensor) -> _Histor
         deepest.last if stays else None,
         deepest.plane if stays else (),
         deepest.blocks,
+        max((history.bends for history, _ in passing), default=0),
     )
 
 

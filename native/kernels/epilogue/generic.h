@@ -27,15 +27,33 @@ Vec::T sigmoid_of(Vec::T x) {
   return Vec::div(Vec::set1(1), Vec::add(Vec::set1(1), e));
 }
 
-// All rows in one call, so that the constants of f stay in registers.
+// y[j] = f(y[j]). The last vector overlaps the one before it, and is loaded before that is stored:
+// a masked store would keep the loads of what is behind it waiting, so that GELU took three times
+// as long on rows of 24 channels as on rows of 32 (EPYC, Zen 4, AVX-512).
+template <typename F>
+void map_span(float* y, size_t n, F f) {
+  constexpr size_t kLanes = Vec::kLanes;
+  if (n < kLanes) {
+    Vec::store_first(y, f(Vec::load_first(y, n)), n);
+    return;
+  }
+  const Vec::T last = f(Vec::load(y + n - kLanes));
+  for (size_t j = 0; j + kLanes < n; j += kLanes) Vec::store(y + j, f(Vec::load(y + j)));
+  Vec::store(y + n - kLanes, last);
+}
+
+// All rows in one call, so that the constants of f stay in registers. Those that lie side by side
+// are one span.
 template <typename F>
 void map(const Places p, F f) {
-  constexpr size_t kLanes = Vec::kLanes;
-  for (size_t i = 0; i < p.count; ++i) {
-    float* y = p.y + p.dests[i * p.step] * p.ldy;
-    size_t j = 0;
-    for (; j + kLanes <= p.n; j += kLanes) Vec::store(y + j, f(Vec::load(y + j)));
-    if (j < p.n) Vec::store_first(y + j, f(Vec::load_first(y + j, p.n - j)), p.n - j);
+  for (size_t i = 0; i < p.count;) {
+    const size_t dest = p.dests[i * p.step];
+    size_t rows = 1;
+    if (p.ldy == p.n) {
+      while (i + rows < p.count && p.dests[(i + rows) * p.step] == dest + rows) ++rows;
+    }
+    map_span(p.y + dest * p.ldy, rows * p.n, f);
+    i += rows;
   }
 }
 

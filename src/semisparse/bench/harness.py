@@ -26,8 +26,8 @@ class Settings:
 
     Attributes:
         models: names or paths, as `models.prepare` takes them.
-        sparsities, fills, blocks, chains, skip, region, image_size: likewise; they do not concern
-            exported files.
+        sparsities, fills, blocks, chains, skip, only, alternate, region, image_size: likewise; they
+            do not concern exported files.
         threads: one interleaved run for each.
         peers: names of `peers.PEERS`.
         rounds: samples of each candidate in a run.
@@ -45,6 +45,8 @@ class Settings:
     blocks: tuple[int | str, ...] = (1,)
     chains: tuple[str, ...] = ("fused",)
     skip: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    alternate: bool = False
     region: tuple[str, ...] = ()
     image_size: AnySize = 224
     threads: tuple[int, ...] = (1, 2)
@@ -173,6 +175,8 @@ def _run_model(name: str, settings: Settings, cache: Path, progress: Progress) -
         blocks=settings.blocks,
         chains=settings.chains,
         skip=settings.skip,
+        only=settings.only,
+        alternate=settings.alternate,
         region=settings.region,
         image_size=settings.image_size,
         progress=progress.stage,

@@ -124,6 +124,8 @@ def prepare(
     blocks: Sequence[int | str] = (1,),
     chains: Sequence[str] = ("fused",),
     skip: Sequence[str] = (),
+    only: Sequence[str] = (),
+    alternate: bool = False,
     region: Sequence[str] = (),
     image_size: AnySize = 224,
     progress: Callable[[str], object] = lambda what: None,
@@ -132,12 +134,16 @@ def prepare(
 
     Args:
         name: `torchvision/NAME` (or only `NAME`), `timm/NAME`, or the path of an exported .onnx.
+            Networks of timm that are trained in branches are merged, for the peers too, which
+            have no pass for that.
         cache: folder that keeps what is made; everything that decides a file is in its path.
         sparsities: in [0, 1); 0 is the dense model, exported as the sparse ones are.
         fills: of every sparsity above 0.
         blocks: of every fill.
         chains: of all of these, "fused" or "separate": see `export_onnx`.
         skip: rules of `SparsityConfig` for layers to leave dense.
+        only: rules for those to mask; none for all.
+        alternate: residual blocks take turns, as in `SparsityConfig`.
         region: of `SparsityConfig`, for all but the dense model. With one, sparsity 0 is that model
             and also the one that is masked outside of the region only.
         image_size: of the input: a side, or height and width.
@@ -166,7 +172,13 @@ def prepare(
         for fill, block in product(fills, blocks):
             configs.append(
                 SparsityConfig(
-                    sparsity, skip=tuple(skip), fill=fill, block=block, region=tuple(region)
+                    sparsity,
+                    skip=tuple(skip),
+                    only=tuple(only),
+                    alternate=alternate,
+                    fill=fill,
+                    block=block,
+                    region=tuple(region),
                 )
             )
     return _from_name(name, cache, list(product(configs, chains)), size, progress)
@@ -196,7 +208,12 @@ def _from_name(
     def module() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            return create(full_name, _CLASSES).eval()
+            made = create(full_name, _CLASSES).eval()
+        if full_name.startswith("timm/"):
+            from timm.utils.model import reparameterize_model
+
+            made = reparameterize_model(made)
+        return made
 
     def output(model: nn.Module) -> Floats:
         with torch.inference_mode():

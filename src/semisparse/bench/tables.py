@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from semisparse.bench.compare import Row, Run
-from semisparse.bench.harness import ModelResult, Results
+from semisparse.bench.harness import ModelResult, Results, Settings
 from semisparse.bench.layers import LayerTime
 from semisparse.bench.memory import Footprint
 from semisparse.bench.timing import BUSY_CORES, Quartiles
@@ -37,7 +37,8 @@ class Table:
 
 def markdown(results: Results) -> str:
     """All of the results as a Markdown document."""
-    parts = ["## Benchmark\n", "".join(f"- {line}\n" for line in machine_lines(results))]
+    lines = [*machine_lines(results), *mask_lines(results.settings)]
+    parts = ["## Benchmark\n", "".join(f"- {line}\n" for line in lines)]
     for result in results.models:
         parts.extend(table.markdown() for table in model_tables(result))
     return "\n".join(parts)
@@ -57,6 +58,16 @@ def machine_lines(results: Results) -> list[str]:
         f"instruction set {machine['isa']}, kernels {', '.join(machine['kernels'])}",
         ", ".join(f"{package} {version}" for package, version in packages.items()),
     ]
+
+
+def mask_lines(settings: Settings) -> list[str]:
+    """Where the masks are, if not everywhere."""
+    where = [
+        *([f"on {', '.join(settings.only)} only"] if settings.only else []),
+        *([f"not on {', '.join(settings.skip)}"] if settings.skip else []),
+        *(["in turns from residual block to residual block"] if settings.alternate else []),
+    ]
+    return [f"masks {', '.join(where)}"] if where else []
 
 
 def model_tables(result: ModelResult) -> list[Table]:

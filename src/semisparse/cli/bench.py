@@ -74,6 +74,14 @@ def bench(
     skip: Annotated[
         list[str] | None, typer.Option(help="Layers left dense: 1x1, depthwise, or a pattern.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers masked: block-last, linear, or a pattern; all if not given."),
+    ] = None,
+    alternate: Annotated[
+        bool,
+        typer.Option("--alternate", help="Residual blocks take turns at the positions they mask."),
+    ] = False,
     region: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +145,7 @@ def bench(
           --peers onnxruntime openvino xnnpack ncnn --fill bias nearest \\
           --json out.json --markdown out.md
       semisparse bench resnet18 --sparsity 0.3 --fill nearest --block 1 4 auto
+      semisparse bench convnext_tiny --sparsity 0.5 0.75 --only block-last --alternate --fill mean
       semisparse bench mobilenet_v2 --sparsity 0 0.3 --region road.png --image-size 180x320
       semisparse bench model.onnx --peers onnxruntime,openvino --layers
     """
@@ -151,6 +160,7 @@ def bench(
         "blocks": _numbers("block", block, _block),
         "chains": _items(chains),
         "skip": _items(skip),
+        "only": _items(only),
         "region": _region(region),
         "threads": _numbers("threads", threads, int),
         "peers": _items(peers),
@@ -160,6 +170,7 @@ def bench(
     settings = harness.Settings(
         models=tuple(models),
         image_size=image_size,
+        alternate=alternate,
         layers=layers,
         memory=memory,
         **{**(_QUICK if quick else {}), **given},
@@ -183,7 +194,7 @@ def bench(
 
     with still_bar(console) as progress:
         results = harness.run(settings, cache, progress, finished)
-    for line in tables.machine_lines(results):
+    for line in (*tables.machine_lines(results), *tables.mask_lines(settings)):
         printed.print(line, highlight=False)
     if to_stdout:
         typer.echo(_dumps(results))

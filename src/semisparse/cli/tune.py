@@ -297,7 +297,7 @@ def _tuner(
         if not unit.options:
             reasons[unit.name] = "has no room for masks"
         elif not own:
-            reasons[unit.name] = "skipped, or too small"
+            reasons[unit.name] = "skipped, too small, or merged of several"
         elif not paying:
             best = max(own, key=lambda option: option.saved)
             reasons[unit.name] = f"masks save {best.saved:.0%} \u00b1 {best.noise:.0%} at best"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from semisparse import ops
 from semisparse.errors import ExportError, ModelError
 from semisparse.export.chain import fuse_chains, is_chain
-from semisparse.export.fold import fold_batch_norm
+from semisparse.export.fold import fold
 from semisparse.export.fuse import fuse, is_conv
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
 from semisparse.export.layout import read_nchw, to_nhwc, transposes
@@ -136,10 +136,11 @@ def build(
     chains: bool,
 ) -> ir.Model:
     """The graph as it goes into the file: the passes in their order."""
+    layers = {name: layer for name, layer in layers.items() if not layer.mask.all()}
     graph_model = trace(model, inputs)
     simplify(graph_model)
     linear_to_conv(graph_model)
-    fold_batch_norm(graph_model)
+    fold(graph_model, layers)
     to_nhwc(graph_model)
     if not any(map(is_conv, graph_model.graph)):
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Batch normalisation and scales by channel as part of a convolution.
+"""What is linear folded into one convolution: batch normalisation, scales by channel, branches.
 
 Exact for masked convolutions too: with `y = a * (fill(W * x) + b) + c` per channel, the scale `a`
 goes into the weights, and `a * b + c` is the folded bias that masked positions hold.
@@ -6,39 +6,54 @@ goes into the weights, and `a * b + c` is the folded bias that masked positions 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from semisparse.export.graph import constant, is_constant, only_reader, remove_unused
+from semisparse.export.branches import merge_branches
+from semisparse.export.filters import Array, array, filters, is_convolution, set_filters
+from semisparse.export.graph import is_constant, only_reader, remove_unused
 
 
-def fold_batch_norm(model: ir.Model) -> None:
-    """Fold every 2-d batch normalisation into the convolution before it.
+def fold(model: ir.Model, masked: Collection[str]) -> None:
+    """Fold every 2-d batch normalisation into the convolution before it, and branches into one.
 
-    Where there is none, or its output is used elsewhere too, a depthwise 1x1 convolution takes its
-    place. A convolution that is called twice gets its own weights for each call. Products with a
-    constant of each channel, as layer scale is (arXiv 2103.17239), are folded where they can be.
+    Where there is no convolution before a normalisation, or its output is used elsewhere too, a
+    depthwise 1x1 convolution takes its place. A convolution that is called twice gets its own
+    weights for each call. Products with a constant of each channel, as layer scale is (arXiv
+    2103.17239), are folded where they can be.
+
+    Args:
+        model: in torch's layout.
+        masked: names of the layers with masks, which `branches` leaves alone.
     """
+    # In order: what normalises a sum of branches finds the one convolution that they have become.
     for node in list(model.graph):
-        affine = _batch_norm(node) or _channel_scale(node)
-        if affine is None:
-            continue
-        x, scale, shift = affine
-        conv = x.producer()
-        if conv is not None and _can_fold(conv):
-            _fold(model, conv, scale, shift)
-            y = node.outputs[0]
-            ir.convenience.replace_all_uses_with(y, x, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
-            x.name = y.name
-        elif node.op_type == "BatchNormalization":
-            _replace(model, node, scale, shift)
+        if not merge_branches(model, node, masked):
+            _fold_affine(model, node)
     remove_unused(model)
 
 
-# What is normalised or scaled, and scale and shift per channel in float64.
-_Affine = tuple[ir.Value, NDArray[np.float64], NDArray[np.float64]]
+# What is normalised or scaled, and scale and shift per channel.
+_Affine = tuple[ir.Value, Array, Array]
+
+
+def _fold_affine(model: ir.Model, node: ir.Node) -> None:
+    affine = _batch_norm(node) or _channel_scale(node)
+    if affine is None:
+        return
+    x, scale, shift = affine
+    conv = x.producer()
+    if conv is not None and is_convolution(conv) and only_reader(x) is not None:
+        weights, bias = filters(conv)
+        set_filters(model, conv, weights * scale[:, None, None, None], bias * scale + shift)
+        y = node.outputs[0]
+        ir.convenience.replace_all_uses_with(y, x, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+        x.name = y.name
+    elif node.op_type == "BatchNormalization":
+        _replace(model, node, scale, shift)
 
 
 def _batch_norm(node: ir.Node) -> _Affine | None:
@@ -47,7 +62,7 @@ def _batch_norm(node: ir.Node) -> _Affine | None:
         return None
     if x is None or x.shape is None or x.shape.rank() != 4:
         return None
-    gamma, beta, mean, variance = (_array(value) for value in node.inputs[1:])
+    gamma, beta, mean, variance = (array(value) for value in node.inputs[1:])
     scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     return x, scale, beta - mean * scale
 
@@ -60,31 +75,13 @@ def _channel_scale(node: ir.Node) -> _Affine | None:
             continue
         if x.shape is None or x.shape.rank() != 4 or not isinstance(x.shape[1], int):
             continue
-        scale = _array(factor)
+        scale = array(factor)
         if scale.shape in ((x.shape[1], 1, 1), (1, x.shape[1], 1, 1)):
             return x, scale.ravel(), np.zeros(scale.size)
     return None
 
 
-def _can_fold(conv: ir.Node) -> bool:
-    return (
-        conv.op_type == "Conv"
-        and all(map(is_constant, conv.inputs[1:]))
-        and only_reader(conv.outputs[0]) is not None
-    )
-
-
-def _fold(
-    model: ir.Model, conv: ir.Node, scale: NDArray[np.float64], shift: NDArray[np.float64]
-) -> None:
-    weights = _array(conv.inputs[1]) * scale[:, None, None, None]
-    bias = shift + scale * _array(conv.inputs[2]) if len(conv.inputs) > 2 else shift
-    _set_weights(model, conv, weights, bias)
-
-
-def _replace(
-    model: ir.Model, node: ir.Node, scale: NDArray[np.float64], shift: NDArray[np.float64]
-) -> None:
+def _replace(model: ir.Model, node: ir.Node, scale: Array, shift: Array) -> None:
     channels = len(scale)
     conv = ir.node(
         "Conv",
@@ -100,22 +97,7 @@ def _replace(
     )
     out = node.outputs[0]
     conv.outputs[0].shape, conv.outputs[0].type = out.shape, out.type
-    _set_weights(model, conv, scale.reshape(channels, 1, 1, 1), shift)
+    set_filters(model, conv, scale.reshape(channels, 1, 1, 1), shift)
     ir.convenience.replace_nodes_and_values(
         model.graph, node, [node], [conv], [out], [conv.outputs[0]]
     )
-
-
-def _set_weights(
-    model: ir.Model, conv: ir.Node, weights: NDArray[np.float64], bias: NDArray[np.float64]
-) -> None:
-    conv.resize_inputs(3)
-    for index, (kind, array) in enumerate((("weight", weights), ("bias", bias)), start=1):
-        value = constant(model, f"{conv.name}.{kind}", array.astype(np.float32))
-        conv.replace_input_with(index, value)
-
-
-def _array(value: ir.Value | None) -> NDArray[np.float64]:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy().astype(np.float64)

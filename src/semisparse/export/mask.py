@@ -20,12 +20,11 @@ from semisparse.masks import sources_of
 def put_masks(model: ir.Model, layers: Mapping[str, MaskedLayer]) -> None:
     """Give the convolution of every masked layer its mask or sources.
 
-    Layers of one plane mostly have one mask, which is in the file once. A layer with nothing masked
-    stays dense.
+    Layers of one plane mostly have one mask, which is in the file once.
 
     Args:
         model: in NHWC, its convolutions named after their layers.
-        layers: the masked layers by name.
+        layers: those with masked positions, by name.
 
     Raises:
         ModelError: a masked layer has no convolution of its own in the graph.
@@ -38,8 +37,6 @@ def put_masks(model: ir.Model, layers: Mapping[str, MaskedLayer]) -> None:
             continue
         left.discard(layer)
         masked = layers[layer]
-        if masked.mask.all():
-            continue
         op = ops.ConvOp(fill=masked.fill)
         node.op_type = op.name
         node.resize_inputs(len(op.inputs))
