@@ -209,7 +209,7 @@ ALTERNATING = {
             trained=not untrained,
         )
         for untrained in ("", ", untrained")
-        for sparsity in (0.5, 0.75)
+        for sparsity in (0.25, 0.5, 0.75)
     },
     **{
         f"resolution {size}, untrained": Method("untrained", size=size, trained=False)

@@ -39,6 +39,14 @@ def hard_gate(m, y):
     return F.hardsigmoid(m.b(y.mean((2, 3), keepdim=True)))
 
 
+def normed_response(m, y):
+    """ConvNeXt V2's normalisation (arXiv 2301.00808), by the layers' parameters."""
+    norm = y.norm(p=2, dim=(2, 3), keepdim=True)
+    share = norm / (norm.mean(1, keepdim=True) + 1e-6)
+    gain, shift = (p.view(1, 4, 1, 1) for p in (m.n.weight, m.n.bias))
+    return y + torch.addcmul(shift, gain, y * share)
+
+
 class Net(nn.Module):
     """Layers by name and a forward given as a function of them and the inputs."""
 
@@ -185,6 +193,29 @@ KINDS = {
         {"a": conv(), "b": conv(kernel=1), "c": conv(kernel=1), "d": conv(groups=4)}
         | {"e": conv(kernel=1)},
         {"ConvGatedFillNearestRelu": 1, "Mul": 0, "DepthwiseProjectFillNearestRelu": 1},
+    ),
+    "response normalisation": (
+        after(lambda m, x: m.a(x).relu(), lambda m, y: m.c(normed_response(m, y)) + y),
+        {"a": conv(), "c": conv(kernel=1), "n": norm()},
+        {"ConvGatedFillNearestAdd": 1, "GlobalL2Pool": 1, "ReduceL2": 0, "Transpose": 1},
+    ),
+    "scales and shifts without a gate": (
+        after(lambda m, x: m.a(x).relu(), lambda m, y: m.c(y + torch.ones(4, 1, 1)) + y),
+        {"a": conv(), "c": conv(kernel=1)},
+        {"ConvFillNearestAdd": 1, "ConvFillNearestRelu": 1, "Add": 0},
+    ),
+    "normalisation of what a 3x3 convolution reads": (
+        after(lambda m, x: m.a(x).relu(), lambda m, y: m.c(normed_response(m, y)) + y),
+        {"a": conv(), "c": conv(), "n": norm()},
+        {"ConvFillNearestAdd": 1, "ConvGatedFillNearestAdd": 0, "GlobalL2Pool": 1},
+    ),
+    "shift that is computed": (
+        after(
+            lambda m, x: m.a(x).relu(),
+            lambda m, y: m.c((y + y.mean((2, 3), keepdim=True)) * hard_gate(m, y)),
+        ),
+        {"a": conv(), "b": conv(kernel=1), "c": conv(kernel=1)},
+        {"ConvGatedFillNearest": 1, "Add": 1, "Mul": 0},
     ),
     "gate before a 3x3 convolution": (
         after(lambda m, x: m.a(x), lambda m, y: m.c(y * hard_gate(m, y))),
@@ -359,6 +390,16 @@ def test_file_computes_what_torch_does(kind, tmp_path):
     assert report.transposes == found["Transpose"]
     assert report.dynamic_batch
     assert any(layer.sparsity > 0 for layer in report.layers)
+
+
+@pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
+def test_a_shift_of_the_input_is_part_of_the_fill_but_not_of_the_bias(fill, tmp_path):
+    forward, layers, _ = KINDS["response normalisation"]
+    model = masked(Net(forward, **layers), X, fill=fill)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    found = operators(report.path)
+    # Where the linear part is zero nothing of the shift is left, so it has to stay before the layer.
+    assert any("Gated" in name for name in found) == (fill != "bias")
 
 
 ACTIVATIONS = {

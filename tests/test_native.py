@@ -223,7 +223,7 @@ def test_empty_output_is_refused():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("kind", ["max", "average", "l2"])
 def test_pooling_that_does_not_fit_is_refused(kind, options):
     with pytest.raises(LibraryError):
         native.pool(weights(1, 8, 8, 3), kind, **{"kernel": (2, 2), **options})

@@ -448,12 +448,13 @@ def test_pooling_against_torch(isa, data):
     import torch
     from torch.nn import functional
 
-    kind = data.draw(st.sampled_from(["max", "average"]))
+    kind = data.draw(st.sampled_from(["max", "average", "l2"]))
     kernel = data.draw(sizes(1, 4))
     strides = data.draw(sizes(1, 3))
-    pads = tuple(data.draw(st.integers(0, size // 2)) for size in kernel)
+    # torch pools by norms without padding.
+    pads = tuple(data.draw(st.integers(0, size // 2 if kind != "l2" else 0)) for size in kernel)
     dilations = data.draw(sizes(1, 2)) if kind == "max" else (1, 1)
-    ceil_mode = data.draw(st.booleans())
+    ceil_mode = kind != "l2" and data.draw(st.booleans())
     include = data.draw(st.booleans()) if kind == "average" else False
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     height, width = (max(r, 1) + data.draw(st.integers(0, 8)) for r in reach)
@@ -463,6 +464,8 @@ def test_pooling_against_torch(isa, data):
     nchw = torch.from_numpy(x).permute(0, 3, 1, 2)
     if kind == "max":
         expected = functional.max_pool2d(nchw, kernel, strides, pads, dilations, ceil_mode)
+    elif kind == "l2":
+        expected = functional.lp_pool2d(nchw, 2.0, kernel, strides)
     else:
         expected = functional.avg_pool2d(nchw, kernel, strides, pads, ceil_mode, include)
     actual = native.pool(

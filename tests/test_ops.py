@@ -322,7 +322,14 @@ def test_pooling(name, ceil_mode, library):
 
 
 @pytest.mark.parametrize("library", [False, True])
-def test_global_average_pool(library):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("GlobalAveragePool", lambda x: x.mean((1, 2), keepdims=True)),
+        ("GlobalL2Pool", lambda x: np.sqrt((x * x).sum((1, 2), keepdims=True))),
+    ],
+)
+def test_global_pools(name, expected, library):
     x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
-    y = run(one_node("GlobalAveragePool", {}, {}, {"X": x}), {"X": x}, library)
-    np.testing.assert_allclose(y, x.mean((1, 2), keepdims=True), rtol=1e-5, atol=1e-6)
+    y = run(one_node(name, {}, {}, {"X": x}), {"X": x}, library)
+    np.testing.assert_allclose(y, expected(x), rtol=1e-5, atol=1e-6)

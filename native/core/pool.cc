@@ -40,7 +40,7 @@ void pool_output_size(const semisparse_pool_desc& d, int64_t height, int64_t wid
   const int64_t sizes[2] = {height, width};
   int64_t* outs[2] = {out_height, out_width};
   const int kind = number_of(d.kind);
-  if (kind != SEMISPARSE_MAX_POOL && kind != SEMISPARSE_AVERAGE_POOL) {
+  if (kind < SEMISPARSE_MAX_POOL || kind > SEMISPARSE_L2_POOL) {
     invalid("pool kind " + std::to_string(kind) +
             " is unknown; it must be one of semisparse_pool_kind");
   }
@@ -81,8 +81,11 @@ void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, i
     invalid("a pool of " + std::to_string(batch) + " images with " + std::to_string(channels) +
             " channels is not possible");
   }
-  const bool max = desc.kind == SEMISPARSE_MAX_POOL;
-  const pool::Function kernel = max ? pool_kernel(isa.isa).max : pool_kernel(isa.isa).average;
+  const bool average = desc.kind == SEMISPARSE_AVERAGE_POOL;
+  const pool::Kernel& kernels = pool_kernel(isa.isa);
+  const pool::Function kernel = desc.kind == SEMISPARSE_MAX_POOL ? kernels.max
+                                : average                        ? kernels.average
+                                                                 : kernels.norm;
 
   std::vector<Span> across;
   for (int64_t ox = 0; ox < out_width; ++ox) across.push_back(span(desc, 1, width, ox));
@@ -116,7 +119,7 @@ void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, i
       window.taps = taps.size();
       window.rows = taps.data();
       window.channels = static_cast<size_t>(std::min(slice_channels, channels - channel));
-      window.scale = max ? 1.0f : 1.0f / static_cast<float>(counted);
+      window.scale = average ? 1.0f / static_cast<float>(counted) : 1.0f;
       window.y = y + (row * out_width + ox) * channels + channel;
       kernel(window);
     }

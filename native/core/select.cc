@@ -44,7 +44,8 @@ const Entry<winograd::Kernel> kWinograd[] = {
 };
 
 const Entry<pool::Kernel> kPool[] = {
-#define SEMISPARSE_POOL(isa) {isa, {"pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa}},
+#define SEMISPARSE_POOL(isa) \
+  {isa, {"pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa, pool::pool_norm_##isa}},
 #include "kernels/pool/kernels.inc"
 #undef SEMISPARSE_POOL
 };

@@ -187,7 +187,8 @@ SEMISPARSE_API semisparse_status semisparse_chain_run(const semisparse_chain* ch
 
 typedef enum semisparse_pool_kind {
   SEMISPARSE_MAX_POOL = 0,
-  SEMISPARSE_AVERAGE_POOL = 1
+  SEMISPARSE_AVERAGE_POOL = 1,
+  SEMISPARSE_L2_POOL = 2 /* root of the sum of squares */
 } semisparse_pool_kind;
 
 typedef struct semisparse_pool_desc {
@@ -195,7 +196,7 @@ typedef struct semisparse_pool_desc {
   int64_t kernel[2];
   int64_t strides[2];
   int64_t pads[4];
-  int64_t dilations[2];  /* 1 for AVERAGE_POOL */
+  int64_t dilations[2];  /* 1 but for MAX_POOL */
   int ceil_mode;         /* as ONNX and torch define it */
   int count_include_pad; /* AVERAGE_POOL only */
 } semisparse_pool_desc;

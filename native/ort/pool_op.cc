@@ -91,7 +91,8 @@ class PoolOp : public Operator<PoolOp> {
 std::vector<const OrtCustomOp*> pool_operators() {
   return {new PoolOp("MaxPool", SEMISPARSE_MAX_POOL, false),
           new PoolOp("AveragePool", SEMISPARSE_AVERAGE_POOL, false),
-          new PoolOp("GlobalAveragePool", SEMISPARSE_AVERAGE_POOL, true)};
+          new PoolOp("GlobalAveragePool", SEMISPARSE_AVERAGE_POOL, true),
+          new PoolOp("GlobalL2Pool", SEMISPARSE_L2_POOL, true)};
 }
 
 }  // namespace semisparse::ort

@@ -1,4 +1,4 @@
-// MaxPool, AveragePool and GlobalAveragePool in NHWC.
+// MaxPool, AveragePool, GlobalAveragePool and GlobalL2Pool in NHWC.
 #pragma once
 
 #include <vector>

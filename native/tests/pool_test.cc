@@ -35,7 +35,9 @@ int64_t windows(const semisparse_pool_desc& d, int axis, int64_t size) {
 }
 
 Problem::Problem(Random& random) {
-  desc.kind = random.chance(0.5) ? SEMISPARSE_MAX_POOL : SEMISPARSE_AVERAGE_POOL;
+  desc.kind = random.chance(0.5)   ? SEMISPARSE_MAX_POOL
+              : random.chance(0.7) ? SEMISPARSE_AVERAGE_POOL
+                                   : SEMISPARSE_L2_POOL;
   desc.ceil_mode = random.chance(0.5) ? 1 : 0;
   desc.count_include_pad = desc.kind == SEMISPARSE_AVERAGE_POOL && random.chance(0.5) ? 1 : 0;
   batch = random.between(1, 3);
@@ -66,6 +68,7 @@ void Problem::reference(Guarded<float>& x, Guarded<float>& y) const {
     for (int64_t position = 0; position < out[0] * out[1]; ++position) {
       for (int64_t c = 0; c < channels; ++c, ++at) {
         double sum = 0;
+        double squares = 0;
         double best = -INFINITY;
         int64_t inside = 0;
         int64_t padded = 0;
@@ -81,12 +84,15 @@ void Problem::reference(Guarded<float>& x, Guarded<float>& y) const {
             const double v =
                 x[static_cast<size_t>(((n * height + iy) * width + ix) * channels + c)];
             sum += v;
+            squares += v * v;
             if (v > best || std::isnan(v)) best = v;
           }
         }
         const int64_t count = desc.count_include_pad != 0 ? padded : inside;
-        y[at] = static_cast<float>(
-            desc.kind == SEMISPARSE_MAX_POOL ? best : sum / static_cast<double>(count));
+        const double average = sum / static_cast<double>(count);
+        y[at] = static_cast<float>(desc.kind == SEMISPARSE_MAX_POOL  ? best
+                                   : desc.kind == SEMISPARSE_L2_POOL ? std::sqrt(squares)
+                                                                     : average);
       }
     }
   }

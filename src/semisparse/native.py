@@ -35,7 +35,7 @@ ACTIVATIONS = {
 FILLS = {"bias": 0, "nearest": 1}
 LAYOUTS = {"nhwc": 0, "nchw": 1}
 CHAINS = {"expand_depthwise_project": 0, "depthwise_project": 1, "expand_depthwise": 2}
-POOLS = {"max": 0, "average": 1}
+POOLS = {"max": 0, "average": 1, "l2": 2}
 
 Floats = NDArray[np.float32]
 
@@ -507,7 +507,7 @@ def pool(
     isa: str | None = None,
     threads: int = 1,
 ) -> Floats:
-    """Pool `[N, H, W, C]` to `[N, H_out, W_out, C]`; kind is "max" or "average".
+    """Pool `[N, H, W, C]` to `[N, H_out, W_out, C]`; kind is "max", "average" or "l2".
 
     Raises:
         ConfigError: a name is unknown, or a sequence has another length.

@@ -99,6 +99,7 @@ _POOL_ATTRIBUTES = {
         "count_include_pad": "int = 0",
     },
     "GlobalAveragePool": {},
+    "GlobalL2Pool": {},
 }
 
 CHAIN_FORMS = {
@@ -249,7 +250,7 @@ def portable_bodies(name: str) -> list[onnx.FunctionProto]:
     """The operator as a model-local function, after the functions that it calls.
 
     Args:
-        name: of a chain, a convolution, `MaxPool`, `AveragePool` or `GlobalAveragePool`.
+        name: of a chain, a convolution, or a pool.
 
     Raises:
         ValueError: no operator has that name.
@@ -288,6 +289,8 @@ def _conv(op: ConvOp) -> onnx.FunctionProto:
 
 
 def _pool_body(name: str) -> str:
+    if name == "GlobalL2Pool":
+        return "axes = Constant<value_ints = [1, 2]>()\nY = ReduceL2<keepdims = 1>(X, axes)"
     given = _listed(_linked(_POOL_ATTRIBUTES[name]))
     return (
         "x = Transpose<perm = [0, 3, 1, 2]>(X)\n"

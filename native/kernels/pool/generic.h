@@ -7,10 +7,19 @@ namespace semisparse::pool {
 namespace {
 
 struct Max {
+  static Vec::T first(Vec::T x) { return x; }
   static Vec::T combine(Vec::T acc, Vec::T x) { return Vec::max_nan(acc, x); }
+  static Vec::T last(Vec::T acc) { return acc; }
 };
 struct Sum {
+  static Vec::T first(Vec::T x) { return x; }
   static Vec::T combine(Vec::T acc, Vec::T x) { return Vec::add(acc, x); }
+  static Vec::T last(Vec::T acc) { return acc; }
+};
+struct Norm {
+  static Vec::T first(Vec::T x) { return Vec::mul(x, x); }
+  static Vec::T combine(Vec::T acc, Vec::T x) { return Vec::fma(x, x, acc); }
+  static Vec::T last(Vec::T acc) { return Vec::sqrt(acc); }
 };
 
 template <typename Op, size_t NV>
@@ -23,7 +32,7 @@ void block(const Window& w, size_t c, size_t last) {
   };
   Vec::T acc[NV];
 #pragma GCC unroll 4
-  for (size_t v = 0; v < NV; ++v) acc[v] = load(0, v);
+  for (size_t v = 0; v < NV; ++v) acc[v] = Op::first(load(0, v));
   for (size_t t = 1; t < w.taps; ++t) {
 #pragma GCC unroll 4
     for (size_t v = 0; v < NV; ++v) acc[v] = Op::combine(acc[v], load(t, v));
@@ -31,7 +40,7 @@ void block(const Window& w, size_t c, size_t last) {
   const Vec::T scale = Vec::set1(w.scale);
 #pragma GCC unroll 4
   for (size_t v = 0; v < NV; ++v) {
-    const Vec::T value = Vec::mul(acc[v], scale);
+    const Vec::T value = Vec::mul(Op::last(acc[v]), scale);
     float* y = w.y + c + v * kLanes;
     if (whole) {
       Vec::store(y, value);
@@ -57,4 +66,5 @@ void run(const Window& w) {
   namespace semisparse::pool {                                        \
   void pool_max_##isa(const Window& window) { run<Max>(window); }     \
   void pool_average_##isa(const Window& window) { run<Sum>(window); } \
+  void pool_norm_##isa(const Window& window) { run<Norm>(window); }   \
   }

@@ -1,9 +1,10 @@
 // Pooling of one output position over all its channels:
 //
 //     y[c] = max or sum over t < taps of rows[t][c], times scale
+//     y[c] = sqrt(sum over t < taps of rows[t][c]^2) * scale          norm
 //
-// `rows` holds only the taps that lie inside the plane; `scale` is 1 for a maximum and 1 / count
-// for an average. NaN wins every maximum, as in torch.
+// `rows` holds only the taps that lie inside the plane; `scale` is 1 / count for an average, else
+// 1. NaN wins every maximum, as in torch.
 #pragma once
 
 #include <cstddef>
@@ -24,11 +25,13 @@ struct Kernel {
   const char* name;
   Function max;
   Function average;
+  Function norm;
 };
 
-#define SEMISPARSE_POOL(isa)                 \
-  void pool_max_##isa(const Window& window); \
-  void pool_average_##isa(const Window& window);
+#define SEMISPARSE_POOL(isa)                     \
+  void pool_max_##isa(const Window& window);     \
+  void pool_average_##isa(const Window& window); \
+  void pool_norm_##isa(const Window& window);
 #include "kernels/pool/kernels.inc"
 #undef SEMISPARSE_POOL
 

@@ -26,4 +26,12 @@ inline void reference_average(const Window& w) {
   }
 }
 
+inline void reference_norm(const Window& w) {
+  for (size_t c = 0; c < w.channels; ++c) {
+    double sum = 0;
+    for (size_t t = 0; t < w.taps; ++t) sum += static_cast<double>(w.rows[t][c]) * w.rows[t][c];
+    w.y[c] = static_cast<float>(std::sqrt(sum) * w.scale);
+  }
+}
+
 }  // namespace semisparse::pool

@@ -17,11 +17,12 @@ namespace {
 struct Listed {
   const char* isa;
   const char* name;
-  pool::Function max, average;
+  pool::Function max, average, norm;
 };
 
 const Listed kKernels[] = {
-#define SEMISPARSE_POOL(isa) {#isa, "pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa},
+#define SEMISPARSE_POOL(isa) \
+  {#isa, "pool_" #isa, pool::pool_max_##isa, pool::pool_average_##isa, pool::pool_norm_##isa},
 #include "kernels/pool/kernels.inc"
 #undef SEMISPARSE_POOL
 };
@@ -49,6 +50,12 @@ void check_window(const Listed& kernel, uint64_t seed) {
   kernel.max(window);
   window.y = want.data();
   pool::reference_max(window);
+  test::check_same(got, want);
+
+  window.y = got.data();
+  kernel.norm(window);
+  window.y = want.data();
+  pool::reference_norm(window);
   test::check_same(got, want);
 
   window.scale = 1.0f / static_cast<float>(window.taps);

@@ -25,6 +25,7 @@ struct Vec {
   static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
   static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
   static T div(T a, T b) { return _mm256_div_ps(a, b); }
+  static T sqrt(T a) { return _mm256_sqrt_ps(a); }
   static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   // acc += a * b. From the intrinsic GCC 12 makes instructions that overwrite a or b instead, and
   // with 12 accumulators in 16 registers pays with copies and spills: 6 x 16 kernels had 65% of the

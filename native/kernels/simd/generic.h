@@ -43,6 +43,9 @@ struct Vec {
   static T div(T a, T b) {
     return map([&](int i) { return a.f[i] / b.f[i]; });
   }
+  static T sqrt(T a) {
+    return map([&](int i) { return __builtin_sqrtf(a.f[i]); });
+  }
   static T fma(T a, T b, T c) {
     return map([&](int i) { return a.f[i] * b.f[i] + c.f[i]; });
   }

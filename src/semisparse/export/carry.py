@@ -109,6 +109,8 @@ def _reduce(twins: Twins, node: ir.Node) -> bool:
     keep = node.attributes.get_int("keepdims", 1)
     if node.op_type == "ReduceMean" and sorted(axes) == [2, 3]:
         return _global_average_pool(twins, node) if keep else _squeezed_average(twins, node)
+    if node.op_type == "ReduceL2" and sorted(axes) == [2, 3] and keep:
+        return _is_float_plane(node.inputs[0]) and twins.operator(node, "GlobalL2Pool", {})
     remaining = [axis for axis in TO_NHWC if axis not in axes]
     if not axes or (not keep and remaining != sorted(remaining)):
         return False

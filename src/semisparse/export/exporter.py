@@ -17,6 +17,7 @@ from semisparse.errors import ExportError, ModelError
 from semisparse.export.chain import fuse_chains, is_chain
 from semisparse.export.fold import fold
 from semisparse.export.fuse import fuse, is_conv
+from semisparse.export.gate import fuse_gates
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
 from semisparse.export.layout import read_nchw, to_nhwc, transposes
 from semisparse.export.linear import linear_to_conv
@@ -149,6 +150,7 @@ def build(
         )
     put_masks(graph_model, layers)
     fuse(graph_model)
+    fuse_gates(graph_model)
     if chains:
         fuse_chains(graph_model)
     mask_unread(graph_model)

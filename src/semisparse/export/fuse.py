@@ -1,6 +1,4 @@
-"""Residual additions and activations fused into the convolution before them, gates into the one
-behind them.
-"""
+"""Residual additions and activations fused into the convolution before them."""
 
 from __future__ import annotations
 
@@ -23,10 +21,6 @@ def fuse(model: ir.Model) -> None:
         while fused is not None:
             fused = _fuse_next(model.graph, fused)
     remove_unused(model)
-    for node in list(model.graph):
-        if is_pointwise(node):
-            _fuse_gate(model.graph, node)
-    remove_unused(model)
 
 
 def is_conv(node: ir.Node) -> bool:
@@ -48,36 +42,6 @@ def is_pointwise(node: ir.Node) -> bool:
     )
 
 
-def _fuse_gate(graph: ir.Graph, conv: ir.Node) -> None:
-    """Let a convolution read a plane and its channels' gates instead of their product.
-
-    ONNX Runtime's product takes 5% of EfficientNet-B0 and MobileNetV3 (EPYC, Zen 4, one thread), at
-    any sparsity; the library puts the gates into the weights or, where those are fewer, the inputs.
-    """
-    product = conv.inputs[0]
-    node = product.producer() if product is not None else None
-    if product is None or node is None or node.op_type != "Mul" or node.domain:
-        return
-    if only_reader(product) is None or product.shape is None:
-        return
-    batch, height, width, channels = product.shape
-    for x, gate in (node.inputs, node.inputs[::-1]):
-        if (
-            x is not None
-            and gate is not None
-            and x.shape == product.shape
-            and gate.shape == ir.Shape([batch, 1, 1, channels])
-            and (height, width) != (1, 1)
-        ):
-            op = ops.ConvOp.parse(conv.op_type)
-            last = conv.inputs[3 + len(ops.FILL_INPUTS[op.fill]) :]
-            first = conv.inputs[1 : len(conv.inputs) - len(last)]
-            _replace(
-                graph, conv, dataclasses.replace(op, gated=True), conv, [x, *first, gate, *last]
-            )
-            return
-
-
 def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
     """The convolution with one more operation in it; None if there is nothing to fuse."""
     op = ops.ConvOp.parse(conv.op_type)
@@ -89,7 +53,7 @@ def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
         for activation, last in (("Silu", _gate(out, readers)), ("Gelu", _gelu(out, readers))):
             if last is not None:
                 fused_op = dataclasses.replace(op, activation=activation)
-                return _replace(graph, conv, fused_op, last, conv.inputs)
+                return replace_conv(graph, conv, fused_op, last, conv.inputs)
         return None
     if len(readers) != 1 or readers[0].domain:
         return None
@@ -99,12 +63,12 @@ def _fuse_next(graph: ir.Graph, conv: ir.Node) -> ir.Node | None:
         if residual is None or residual is out or not _same_shape(residual, out):
             return None
         inputs = [*conv.inputs, residual]
-        return _replace(graph, conv, dataclasses.replace(op, residual=True), reader, inputs)
+        return replace_conv(graph, conv, dataclasses.replace(op, residual=True), reader, inputs)
     attributes = _activation(reader)
     if attributes is None:
         return None
     fused_op = dataclasses.replace(op, activation=reader.op_type)
-    return _replace(graph, conv, fused_op, reader, conv.inputs, attributes)
+    return replace_conv(graph, conv, fused_op, reader, conv.inputs, attributes)
 
 
 def _gate(out: ir.Value, readers: Sequence[ir.Node]) -> ir.Node | None:
@@ -181,7 +145,7 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
     return a.shape is not None and a.shape == b.shape and a.dtype == b.dtype
 
 
-def _replace(
+def replace_conv(
     graph: ir.Graph,
     conv: ir.Node,
     op: ops.ConvOp,
@@ -189,7 +153,7 @@ def _replace(
     inputs: Sequence[ir.Value | None],
     attributes: dict[str, float] | None = None,
 ) -> ir.Node:
-    """The fused convolution in the place of `last`, where all its inputs are computed."""
+    """A convolution fused with others, in the place of `last`, where all its inputs are computed."""
     kept: dict[str, Any] = {key: value.value for key, value in conv.attributes.items()}
     fused = ir.node(
         op.name,
