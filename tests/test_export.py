@@ -394,8 +394,8 @@ def test_file_computes_what_torch_does(kind, tmp_path):
 
 @pytest.mark.parametrize("fill", ["bias", "nearest", "mean"])
 def test_a_shift_of_the_input_is_part_of_the_fill_but_not_of_the_bias(fill, tmp_path):
-    forward, layers, _ = KINDS["response normalisation"]
-    model = masked(Net(forward, **layers), X, fill=fill)
+    forward, _, _ = KINDS["response normalisation"]
+    model = masked(Net(forward, a=conv(), c=conv(kernel=1), n=norm()), X, fill=fill)
     report = export(model, X, path=tmp_path / "m.onnx")
     found = operators(report.path)
     # Where the linear part is zero nothing of the shift is left, so it has to stay before the layer.
