@@ -227,6 +227,12 @@ ALTERNATING = {
 FEWER_CHANNELS = {
     **{f"narrow {width}": Method("narrow", width=width) for width in (28, 24, 20, 16)},
     **{f"channels {share}": Method("channels", channels=share) for share in (0.4, 0.5)},
+    **{
+        f"channels 0.25, block-last {sparsity}, alternate, mean": Method(
+            "both", _block_last(sparsity, alternate=True, fill="mean"), channels=0.25
+        )
+        for sparsity in (0.5, 0.75)
+    },
 }
 METHODS = {
     "dense": Method("dense"),

@@ -71,6 +71,14 @@ def test_a_region_masks_at_sparsity_0() -> None:
         SparsityConfig.from_dict({"version": 2, "region": []})
 
 
+def test_masks_on_the_last_layers_of_blocks() -> None:
+    config = SparsityConfig.block_last(0.5, skip=["1x1"])
+    assert config == SparsityConfig(
+        0.5, only=["block-last"], alternate=True, fill="mean", skip=["1x1"]
+    )
+    assert SparsityConfig.block_last(0.5, alternate=False).alternate is False
+
+
 def test_the_method_of_the_paper() -> None:
     config = SparsityConfig.paper(0.3, skip=["1x1"], seed=4)
     assert config == SparsityConfig(

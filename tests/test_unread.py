@@ -92,6 +92,12 @@ def by_position(m, y):
     return m.n(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def gated_halves(m, y):
+    """Half of the channels times the other half, beside a third part, as MambaOut's blocks have."""
+    gate, value, rest = y.split((1, 1, 2), 1)
+    return torch.cat([torch.tanh(gate) * value, rest.abs()], 1)
+
+
 def three(m, x):
     return m.c(m.b(m.a(x).relu()).relu())
 
@@ -131,6 +137,18 @@ KINDS = {
     "before a normalisation": (
         after_a(lambda m, y: m.b(by_position(m, y))),
         {"a": conv(3, kernel=3), "b": conv(), "n": nn.LayerNorm(4)},
+        {"b": 0.5},
+        {"a"},
+    ),
+    "before what works position by position": (
+        after_a(lambda m, y: m.b(gated_halves(m, y))),
+        {"a": conv(3, kernel=3), "b": conv(3)},
+        {"b": 0.5},
+        {"a"},
+    ),
+    "before a gate by itself": (
+        after_a(lambda m, y: m.b(y * torch.sqrt(y.sigmoid()))),
+        {"a": conv(3), "b": conv()},
         {"b": 0.5},
         {"a"},
     ),
@@ -194,6 +212,12 @@ UNTOUCHED = {
     "a dense convolution": after_a(lambda m, y: m.b(y) * m.c(y)),
     "a normalisation that all is read of": after_a(
         lambda m, y: m.b(by_position(m, y)) + by_position(m, y)
+    ),
+    "a gate of its average": after_a(
+        lambda m, y: m.b(torch.tanh(y) * y.mean((2, 3), keepdim=True))
+    ),
+    "parts along the plane": after_a(
+        lambda m, y: m.b(torch.cat(y.abs().split((5, 8), 2)[::-1], 2))
     ),
     "a normalisation across positions": after_a(
         lambda m, y: m.b(nn.functional.layer_norm(y, (11,)))

@@ -23,15 +23,16 @@ def mask_unread(model: ir.Model) -> None:
     """Mask what no reader of a convolution's output reads, which changes no output of the model.
 
     A masked pointwise convolution reads its computed positions only, so the convolution before it
-    needs no others; a masked 3x3 one reads them and their neighbours. A layer normalisation of the
-    channels reads what is read of it, so that in ConvNeXt a mask on a block's last layer reaches
-    all three. What nobody reads holds the bias where the convolution was dense, and else the fill
-    that it had. One whose fill is the mean keeps its own mask. The stages of a chain do without it
-    by themselves.
+    needs no others; a masked 3x3 one reads them and their neighbours. What works position by
+    position, as activations, sums and a layer normalisation of the channels do, reads what is read
+    of it, so that in ConvNeXt a mask on a block's last layer reaches all three. What nobody reads
+    holds the bias where the convolution was dense, and else the fill that it had. One whose fill is
+    the mean keeps its own mask. The stages of a chain do without it by themselves.
     """
+    known: dict[ir.Value, Plane | None] = {}
     # Readers come after what they read, so this reaches backwards through any number of them.
     for node in reversed(list(model.graph)):
-        read = read_positions(node.outputs[0]) if _can_mask(node) else None
+        read = read_positions(node.outputs[0], known) if _can_mask(node) else None
         if read is None:
             continue
         sources = _sources(node)
@@ -44,12 +45,19 @@ def mask_unread(model: ir.Model) -> None:
     remove_unused(model)
 
 
-def read_positions(value: ir.Value) -> Plane | None:
+def read_positions(value: ir.Value, known: dict[ir.Value, Plane | None]) -> Plane | None:
     """Which positions of a value are read, `[H, W]`.
 
-    None where something else than the inputs of convolutions reads it, or a normalisation of each
-    position before them, which may read all.
+    None where something else than the inputs of convolutions reads it, at once or by way of what
+    works position by position, which may read all.
+
+    Args:
+        value: on a plane, in NHWC.
+        known: of values behind it; what is found is added.
     """
+    if value in known:
+        return known[value]
+    known[value] = None
     if value.is_graph_output():
         return None
     read = np.zeros(_plane(value), bool)
@@ -57,20 +65,40 @@ def read_positions(value: ir.Value) -> Plane | None:
         if is_conv(node) and index == 0:
             _add_reads(node, read)
             continue
-        behind = read_positions(node.outputs[0]) if _is_by_position(node) and index == 0 else None
-        if behind is None:
+        if not _is_by_position(node, value):
             return None
-        read |= behind
+        for output in node.outputs:
+            behind = read_positions(output, known)
+            if behind is None:
+                return None
+            read |= behind
+    known[value] = read
     return read
 
 
-def _is_by_position(node: ir.Node) -> bool:
-    return (
-        node.op_type == "LayerNormalization"
-        and not node.domain
-        and node.attributes.get_int("axis", -1) in (-1, 3)
-        and len(node.outputs) == 1
-    )
+# On every position by itself, whatever their attributes.
+_ELEMENTWISE = {
+    *("Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu"),
+    *("Max", "Min", "Mul", "Neg", "Pow", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt"),
+    *("Sub", "Tanh"),
+}
+# And those that do so along the channels alone, by the axis that they have if it is not written.
+_ALONG_AXIS = {"Concat": None, "LayerNormalization": -1, "Softmax": -1, "Split": 0}
+
+
+def _is_by_position(node: ir.Node, value: ir.Value) -> bool:
+    """Whether what a node puts out at a position depends on the value there only."""
+    if node.domain or any(not _same_plane(output, value) for output in node.outputs):
+        return False
+    if node.op_type in _ALONG_AXIS:
+        axis = node.attributes.get("axis")
+        return (_ALONG_AXIS[node.op_type] if axis is None else axis.as_int()) in (-1, 3)
+    return node.op_type in _ELEMENTWISE
+
+
+def _same_plane(one: ir.Value, other: ir.Value) -> bool:
+    shapes = one.shape, other.shape
+    return all(s is not None and s.rank() == 4 for s in shapes) and _plane(one) == _plane(other)
 
 
 def _can_mask(node: ir.Node) -> bool:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from semisparse import ops
 from semisparse.check import TOLERANCE, relative_error
 from semisparse.errors import ExportError, FileFormatError
-from semisparse.export.unread import read_positions
+from semisparse.export.unread import Plane, read_positions
 from semisparse.runtime import InferenceSession
 
 _Arrays = list[NDArray[Any]]
@@ -89,7 +89,8 @@ def _first_off(exact: nn.Module, inputs: tuple[Tensor, ...], file: bytes, kind: 
         and not ops.reads_otherwise(node.op_type)
     ]
     values_of = {v.name: v for n in ir.serde.deserialize_model(proto).graph for v in n.outputs}
-    read_of = {name: read_positions(values_of[name]) for _, name, _ in read}
+    known: dict[ir.Value, Plane | None] = {}
+    read_of = {name: read_positions(values_of[name], known) for _, name, _ in read}
     del proto.graph.output[:]
     names = list(dict.fromkeys(name for _, name, _ in read))
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
