@@ -170,12 +170,8 @@ class Tuner:
         per_layer = {layer: option.sparsity for option in taken.values() for layer in option.layers}
         return SparsityConfig(
             max(per_layer.values()),
+            only=tuple(per_layer),
             per_layer=per_layer,
-            skip=tuple(
-                layer
-                for layer in dict.fromkeys(l for unit in self.table.units for l in unit.layers)
-                if layer not in per_layer
-            ),
             fill=self.config.fill,
             per_layer_block={
                 layer: option.block for option in taken.values() for layer in option.layers
