@@ -184,6 +184,24 @@ def test_another_setting_is_another_file(model: Model, cache: Path) -> None:
             assert layer.sparsity == 0
 
 
+def test_masks_on_some_layers_only(cache: Path) -> None:
+    only = {"only": ["block-last"], "image_size": 32, "sparsities": [0.5], "fills": ["mean"]}
+    made = [prepare(NAME, cache, alternate=alternate, **only) for alternate in (False, True)]
+    assert len({model.variants[0].path for model in made}) == 2
+    for model in made:
+        (variant,) = model.variants
+        masked = {layer.name for layer in variant.work.layers if layer.sparsity}
+        assert masked == {f"layer{stage}.0.conv2" for stage in (1, 2, 3)}
+        assert difference(run_stock(variant.path, model.x), variant.expected) < 1e-5
+
+
+def test_branches_of_training_are_merged_for_every_engine(cache: Path) -> None:
+    made = prepare("timm/repvgg_a0", cache, sparsities=[0], fills=["bias"], image_size=32)
+    assert sum(node.op_type == "Conv" for node in onnx.load(made.dense).graph.node) == 22
+    assert len(made.variants[0].work.layers) == len(made.work.layers) == 23
+    assert difference(run_stock(made.dense, made.x), made.expected) < 1e-5
+
+
 def test_the_folder_and_the_input_have_the_height_and_the_width(cache: Path) -> None:
     folders = set()
     for size in ((24, 40), (40, 24)):

@@ -30,6 +30,8 @@ def output_shape(model: nn.Module, channels: int, size: int = 32) -> tuple[int, 
         ("torchvision/resnet18", 3, 64),
         ("torchvision/mobilenet_v3_small", 1, 64),
         ("timm/mobilenetv2_100", 1, 64),
+        # Several branches read the images.
+        ("timm/mobileone_s0", 1, 64),
     ],
 )
 def test_models_take_the_channels_and_give_the_classes_asked_for(name, channels, size):

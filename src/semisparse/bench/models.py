@@ -44,6 +44,7 @@ _WRITERS = (
     "region.py",
     "rules.py",
     "sparsifier.py",
+    "trace.py",
     "training/models.py",
     "training/resnet.py",
 )

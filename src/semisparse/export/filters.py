@@ -13,12 +13,14 @@ Array = NDArray[np.float64]
 
 def is_convolution(node: ir.Node | None) -> bool:
     """Whether a node is a 2-d convolution of constant filters."""
+    if node is None or node.op_type != "Conv" or node.domain:
+        return False
+    weights = node.inputs[1]
     return (
-        node is not None
-        and node.op_type == "Conv"
-        and not node.domain
-        and all(map(is_constant, node.inputs[1:]))
-        and array(node.inputs[1]).ndim == 4
+        all(map(is_constant, node.inputs[1:]))
+        and weights is not None
+        and weights.shape is not None
+        and weights.shape.rank() == 4
     )
 
 

@@ -56,7 +56,7 @@ def create(
     elif name.startswith("torchvision/"):
         model, published = _from_torchvision(name, num_classes)
     elif name.startswith("timm/"):
-        model, published = _from_timm(name, num_classes)
+        model, published = _from_timm(name, num_classes, input_channels)
     else:
         raise _unknown(name, names())
     _adapt_input(model, input_channels)
@@ -179,12 +179,17 @@ def _from_torchvision(name: str, num_classes: int) -> tuple[nn.Module, Callable[
     return model, published
 
 
-def _from_timm(name: str, num_classes: int) -> tuple[nn.Module, Callable[[], Any]]:
+def _from_timm(
+    name: str, num_classes: int, input_channels: int
+) -> tuple[nn.Module, Callable[[], Any]]:
     _timm_config(name)
     import timm
 
     tail = name.removeprefix("timm/")
-    model: nn.Module = timm.create_model(tail, pretrained=False, num_classes=num_classes)
+    # Several branches may read the images, which timm knows of.
+    model: nn.Module = timm.create_model(
+        tail, pretrained=False, num_classes=num_classes, in_chans=input_channels
+    )
 
     def published() -> Any:
         return timm.create_model(tail, pretrained=True).state_dict()
