@@ -247,7 +247,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Spared(nn.Module):
-    """Blocks in which a mask on the last layer spares others: of two, three and no layers."""
+    """Blocks in which a mask on the last layer spares others: of two, three, gated and no layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,6 +257,8 @@ class Spared(nn.Module):
         self.depthwise = nn.Conv2d(16, 16, 5, 1, 2, groups=16)
         self.norm = LayerNorm2d(16)
         self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.halves = nn.Conv2d(16, 32, 1)
+        self.joined = nn.Conv2d(16, 16, 1)
         self.before_strided = nn.Conv2d(16, 16, 3, 1, 1)
         self.strided = nn.Conv2d(16, 16, 1, 2)
         self.read_twice = nn.Conv2d(16, 16, 1)
@@ -265,6 +267,8 @@ class Spared(nn.Module):
         x = self.squeeze(x).relu()
         x = self.expand(self.wide(x).relu()) + 1
         x = x + self.mlp(self.norm(self.depthwise(x))).permute(0, 3, 1, 2)
+        gate, value = self.halves(x).chunk(2, 1)
+        x = x + self.joined(gate.tanh() * value)
         x = self.strided(self.before_strided(x).relu()).relu()
         return x + self.read_twice(x)
 
@@ -280,6 +284,7 @@ def test_layers_that_a_mask_spares_are_one_place_with_it(spared):
         ["squeeze"],
         ["wide", "expand"],
         ["depthwise", "mlp.0", "mlp.2"],
+        ["halves", "joined"],
         ["before_strided"],
         ["strided"],
         ["read_twice"],
@@ -312,7 +317,7 @@ def test_what_is_timed_computes_what_an_exported_model_does(spared, fill, tmp_pa
     expected = {layer.name: layer.computed for layer in work_of(onnx.load(path)).layers}
     computed = {layer.name: layer.computed for layer in work_of(copy).layers}
     assert computed == expected
-    for name in ("wide", "expand", "depthwise", "mlp.0", "mlp.2"):
+    for name in ("wide", "expand", "depthwise", "mlp.0", "mlp.2", "halves", "joined"):
         assert computed[name] == 72
     x = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
     for file in (copy.SerializeToString(), path):

@@ -102,6 +102,15 @@ _POOL_ATTRIBUTES = {
     "GlobalL2Pool": {},
 }
 
+# ONNX's operations that work on every number by itself, and those along one axis, with that if it is
+# not written.
+_ELEMENTWISE = {
+    *("Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu"),
+    *("Max", "Min", "Mul", "Neg", "Pow", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt"),
+    *("Sub", "Tanh"),
+}
+_ALONG_AXIS = {"Concat": None, "LayerNormalization": -1, "Softmax": -1, "Split": 0}
+
 CHAIN_FORMS = {
     "ExpandDepthwiseProject": ("Expand", "Depthwise", "Project"),
     "ExpandDepthwise": ("Expand", "Depthwise"),
@@ -244,6 +253,18 @@ def parse(name: str) -> ConvOp | ChainOp:
 def layers_of(op_type: str, name: str) -> list[str]:
     """Names of the layers in a node of that name: of a chain's stages, or of the one layer."""
     return name.split(STAGE_SEPARATOR) if is_chain(op_type) else [name]
+
+
+def is_by_position(op_type: str, axis: int | None) -> bool:
+    """Whether an operation of ONNX computes a position of `[N, H, W, C]` from that position alone.
+
+    Args:
+        op_type: in the default domain, none of whose inputs is spread over the plane.
+        axis: the attribute; None if it is not written.
+    """
+    if op_type in _ALONG_AXIS:
+        return (_ALONG_AXIS[op_type] if axis is None else axis) in (-1, 3)
+    return op_type in _ELEMENTWISE
 
 
 def portable_bodies(name: str) -> list[onnx.FunctionProto]:

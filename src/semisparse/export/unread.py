@@ -76,24 +76,14 @@ def read_positions(value: ir.Value, known: dict[ir.Value, Plane | None]) -> Plan
     return read
 
 
-# On every position by itself, whatever their attributes.
-_ELEMENTWISE = {
-    *("Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu"),
-    *("Max", "Min", "Mul", "Neg", "Pow", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt"),
-    *("Sub", "Tanh"),
-}
-# And those that do so along the channels alone, by the axis that they have if it is not written.
-_ALONG_AXIS = {"Concat": None, "LayerNormalization": -1, "Softmax": -1, "Split": 0}
-
-
 def _is_by_position(node: ir.Node, value: ir.Value) -> bool:
     """Whether what a node puts out at a position depends on the value there only."""
-    if node.domain or any(not _same_plane(output, value) for output in node.outputs):
-        return False
-    if node.op_type in _ALONG_AXIS:
-        axis = node.attributes.get("axis")
-        return (_ALONG_AXIS[node.op_type] if axis is None else axis.as_int()) in (-1, 3)
-    return node.op_type in _ELEMENTWISE
+    axis = node.attributes.get("axis")
+    return (
+        not node.domain
+        and ops.is_by_position(node.op_type, None if axis is None else axis.as_int())
+        and all(_same_plane(output, value) for output in node.outputs)
+    )
 
 
 def _same_plane(one: ir.Value, other: ir.Value) -> bool:

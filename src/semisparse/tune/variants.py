@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,27 +103,52 @@ def _read_by_position(
     model: onnx.ModelProto, by_node: Mapping[str, Sequence[Layer]]
 ) -> list[list[str]]:
     """The nodes, each behind those of which nothing is read but what itself computes."""
-    made = {value: node for node in model.graph.node for value in node.output}
-    readers = Counter(value for node in model.graph.node for value in node.input)
-    readers.update(value.name for value in model.graph.output)
-    groups: list[list[str]] = []
-    of_node: dict[str, list[str]] = {}
+    nodes = {node.name: node for node in model.graph.node if node.name in by_node}
+    readers = defaultdict(list)
     for node in model.graph.node:
-        if node.name not in by_node:
-            continue
-        group = []
-        if _is_pointwise(node, by_node[node.name]):
-            value = node.input[0]
-            while readers[value] == 1 and value in made and _is_layer_norm(made[value]):
-                value = made[value].input[0]
-            source = made.get(value)
-            if source is not None and readers[value] == 1 and _is_conv(source):
-                group = of_node[source.name]
-        if not group:
-            groups.append(group)
-        group.append(node.name)
-        of_node[node.name] = group
-    return groups
+        for value in set(node.input):
+            readers[value].append(node)
+    ends = {value.name for value in model.graph.output}
+    of_node: dict[str, list[str]] = {}
+    spared: dict[str, list[str]] = defaultdict(list)
+    for name, node in nodes.items():
+        group = [*chain(*(of_node[source] for source in spared[name])), name]
+        of_node |= dict.fromkeys(group, group)
+        reader = _only_reader(node.output[0], readers, ends) if _is_conv(node) else None
+        if (
+            reader is not None
+            and reader.name in by_node
+            and _is_pointwise(reader, by_node[reader.name])
+            # In between a plane could be spread, of one position as a gate's.
+            and by_node[name][-1].plane == by_node[reader.name][0].plane
+        ):
+            spared[reader.name].append(name)
+    return [group for name, group in of_node.items() if name == group[0]]
+
+
+def _only_reader(
+    value: str, readers: Mapping[str, Sequence[onnx.NodeProto]], ends: Collection[str]
+) -> onnx.NodeProto | None:
+    """The only convolution that reads a value as its plane, by way of nothing but what works
+    position by position; None if there are several, or something else reads it.
+    """
+    found: dict[str, onnx.NodeProto] = {}
+    values, seen = [value], {value}
+    while values:
+        value = values.pop()
+        if value in ends:
+            return None
+        for node in readers[value]:
+            if _is_ours(node) and node.input[0] == value and value not in node.input[1:]:
+                found[node.name] = node
+            elif not node.domain and ops.is_by_position(
+                node.op_type, _attributes(node).get("axis")
+            ):
+                values += [output for output in node.output if output not in seen]
+                seen.update(node.output)
+            else:
+                return None
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def can_mask(place: Place, choice: Choice, sparsity: float) -> bool:
@@ -240,12 +265,6 @@ def _is_pointwise(node: onnx.NodeProto, layers: Sequence[Layer]) -> bool:
         return False
     given = _attributes(node)
     return not any(given.get("pads", ())) and set(given.get("strides", [1])) == {1}
-
-
-def _is_layer_norm(node: onnx.NodeProto) -> bool:
-    """Whether it is one of the channels of each position, which are last."""
-    last = _attributes(node).get("axis", -1) in (-1, 3)
-    return node.op_type == "LayerNormalization" and not node.domain and last
 
 
 def _metadata(model: onnx.ModelProto, key: str) -> str | None:
