@@ -465,7 +465,7 @@ def test_a_table_of_another_model_is_refused(exported, tmp_path):
     for units in (table.units[1:], (*table.units[:2], smaller, *table.units[3:])):
         with pytest.raises(ConfigError, match="is not of this model"):
             latency.check_fits(dataclasses.replace(table, units=units), path, exported)
-    for text in ("{}", "[]", "{", '{"version": 1}', '{"version": 2, "units": [{}]}'):
+    for text in ("{}", "[]", "{", '{"version": 1}', '{"version": 3, "units": [{}]}'):
         path.write_text(text)
         with pytest.raises(ConfigError, match="measure it with"):
             LatencyTable.load(path)

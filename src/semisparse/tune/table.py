@@ -11,7 +11,7 @@ from typing import Any
 from semisparse.errors import ConfigError
 from semisparse.files import writing
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Standard errors by which a gain has to be above zero; one in forty would be by chance.
 _SURE = 2.0
 
