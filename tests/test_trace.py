@@ -184,6 +184,15 @@ def test_an_addition_in_place_changes_what_the_tensor_is() -> None:
     assert found["block-last"] == ["b", "c"]
 
 
+def test_convolutions_may_be_called_by_name() -> None:
+    class ByName(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(input=self.a(x).relu())
+
+    found = traced(ByName(None, None), torch.zeros(1, 3, 8, 8))
+    assert found["b"].planes == {(8, 8)}
+
+
 def test_planes_are_those_of_all_calls() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, stride=2))
     model.append(model[0])

@@ -145,7 +145,7 @@ class _Watch(TorchFunctionMode):
             traced.planes.add(plane)
             if not before.convolutions:
                 traced.roles.add("stem")
-            stays = isinstance(module, nn.Linear) or given[0].shape[-2:] == plane
+            stays = isinstance(module, nn.Linear) or any(x.shape[-2:] == plane for x in given)
             self._set(
                 output,
                 _History(
