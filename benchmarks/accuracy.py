@@ -205,7 +205,7 @@ ALTERNATING = {
     **{
         f"block-last {sparsity}{untrained}, alternate, mean": Method(
             "untrained" if untrained else "block-last",
-            _block_last(sparsity, alternate=True, fill="mean"),
+            SparsityConfig.block_last(sparsity),
             trained=not untrained,
         )
         for untrained in ("", ", untrained")
@@ -229,7 +229,7 @@ FEWER_CHANNELS = {
     **{f"channels {share}": Method("channels", channels=share) for share in (0.4, 0.5)},
     **{
         f"channels 0.25, block-last {sparsity}, alternate, mean": Method(
-            "both", _block_last(sparsity, alternate=True, fill="mean"), channels=0.25
+            "both", SparsityConfig.block_last(sparsity), channels=0.25
         )
         for sparsity in (0.5, 0.75)
     },

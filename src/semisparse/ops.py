@@ -102,13 +102,16 @@ _POOL_ATTRIBUTES = {
     "GlobalL2Pool": {},
 }
 
-# ONNX's operations that work on every number by itself, and those along one axis, with that if it is
-# not written.
-_ELEMENTWISE = {
-    *("Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu"),
-    *("Max", "Min", "Mul", "Neg", "Pow", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt"),
-    *("Sub", "Tanh"),
-}
+# ONNX's operations that work on every number by itself: of one tensor, and of several that are
+# broadcast to one another.
+UNARY = frozenset(
+    {
+        *("Abs", "Cast", "Clip", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu"),
+        *("Log", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Tanh"),
+    }
+)
+BROADCASTING = frozenset({"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Where"})
+# Those that work along one axis, with that if it is not written.
 _ALONG_AXIS = {"Concat": None, "LayerNormalization": -1, "Softmax": -1, "Split": 0}
 
 CHAIN_FORMS = {
@@ -264,7 +267,7 @@ def is_by_position(op_type: str, axis: int | None) -> bool:
     """
     if op_type in _ALONG_AXIS:
         return (_ALONG_AXIS[op_type] if axis is None else axis) in (-1, 3)
-    return op_type in _ELEMENTWISE
+    return op_type in UNARY or op_type in BROADCASTING
 
 
 def portable_bodies(name: str) -> list[onnx.FunctionProto]:

@@ -11,9 +11,9 @@ from semisparse.export.graph import constant, is_constant
 Array = NDArray[np.float64]
 
 
-def is_convolution(node: ir.Node | None) -> bool:
+def is_convolution(node: ir.Node) -> bool:
     """Whether a node is a 2-d convolution of constant filters."""
-    if node is None or node.op_type != "Conv" or node.domain:
+    if node.op_type != "Conv" or node.domain:
         return False
     weights = node.inputs[1]
     return (
