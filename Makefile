@@ -68,8 +68,8 @@ sanitize: $(VENV)/.ready ## native tests under Address- and UndefinedBehavior-, 
 	cmake --build build/sanitize
 	$(CTEST) --test-dir build/sanitize
 	$(SANITIZE) -B build/sanitize-threads -DCMAKE_CXX_FLAGS="-fsanitize=thread"
-	cmake --build build/sanitize-threads --target concurrency_test
-	$(CTEST) --test-dir build/sanitize-threads -R concurrency_test
+	cmake --build build/sanitize-threads --target concurrency_test --target parallel_test
+	$(CTEST) --test-dir build/sanitize-threads -R "concurrency_test|parallel_test"
 
 CROSS := aarch64-linux-gnu
 

@@ -124,7 +124,7 @@ class Conv {
   void gate_inputs(const float* x, size_t pixels, const float* gate, float* gated,
                    const Parallel& parallel) const;
   void divide(Work& work) const;
-  void igemm_task(const Work& work, size_t task) const;
+  void igemm_range(const Work& work, size_t first_tile, size_t last_tile) const;
   igemm::Tile tile_of(const Work& work, Rows& rows, size_t row, size_t m) const;
   void set_panel(igemm::Tile& tile, const Work& work, const Panel& panel) const;
   void igemm_tiles(const Work& work, size_t begin, size_t end, size_t first_panel,
@@ -132,7 +132,7 @@ class Conv {
   size_t panel_groups() const;
   PanelGroup panel_group(size_t index) const;
   void igemm_group(const Work& work, size_t begin, size_t end, const PanelGroup& group) const;
-  void dwconv_task(const Work& work, size_t task) const;
+  void dwconv_rows(const Work& work, size_t first_tile, size_t last_tile) const;
   void spread(const epilogue::Spread& spread) const;
   void blank_rows(const epilogue::Pair* blanks, size_t count, const float* residual, float* y,
                   size_t ldy, size_t channel, size_t channels) const;
@@ -143,8 +143,9 @@ class Conv {
   void fill_rows(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
   void copy_rows(const epilogue::Pair* copies, size_t count, float* y, size_t ldy,
                  size_t channels) const;
-  void blank_share(const Work& work, size_t share, size_t shares, size_t channel,
+  void blank_share(const Work& work, size_t first_tile, size_t last_tile, size_t channel,
                    size_t channels) const;
+  void blank(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
   void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
                     size_t end) const;
   dwconv::Strip strip_of(const Finish& finish) const;

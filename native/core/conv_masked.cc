@@ -88,14 +88,19 @@ void Conv::copy_rows(const epilogue::Pair* copies, size_t count, float* y, size_
   epilogue_->spread({copies, count, y, ldy, nullptr, y, ldy, channels, -kInfinity, kInfinity});
 }
 
-// A task's share of the positions whose linear part is zero.
-void Conv::blank_share(const Work& work, size_t share, size_t shares, size_t channel,
+// The share of some tiles in the positions whose linear part is zero.
+void Conv::blank_share(const Work& work, size_t first_tile, size_t last_tile, size_t channel,
                        size_t channels) const {
-  if (!positions_ || positions_->blank.empty()) return;
+  if (!positions_) return;
+  const size_t blanks = work.images * positions_->blank.size();
+  blank(work, blanks * first_tile / work.tiles, blanks * last_tile / work.tiles, channel, channels);
+}
+
+// Those positions of all images.
+void Conv::blank(const Work& work, size_t begin, size_t end, size_t channel,
+                 size_t channels) const {
   const auto plane = static_cast<size_t>(positions_->height * positions_->width);
   const size_t per_image = positions_->blank.size();
-  const size_t begin = work.images * per_image * share / shares;
-  const size_t end = work.images * per_image * (share + 1) / shares;
   for (size_t at = begin; at < end;) {
     const size_t first = at % per_image;
     const size_t count = std::min(end - at, per_image - first);

@@ -11,12 +11,14 @@
 namespace semisparse {
 namespace {
 
-// Work of one task, in floating-point operations: some tens of microseconds, so that handing it out
-// (about one) costs little and the last task of a layer leaves the others idle only briefly.
-constexpr size_t kTaskFlops = size_t{4} << 20;
-constexpr size_t kSmallestTaskFlops = size_t{256} << 10;
-// Every task streams its group from beyond the cache once, which enough rows must pay for.
+// Fewest floating-point operations that are worth a thread: two to eight microseconds, where
+// another one has begun after less than one.
+constexpr size_t kGrainFlops = size_t{256} << 10;
+constexpr size_t kDepthwiseFlop = 4;  // takes so many times as long as any other
+// Whoever computes a group streams it from beyond the cache once, which enough rows must pay for.
 constexpr size_t kRowsPerStream = 96;
+// Numbers that are copied or multiplied, likewise.
+constexpr size_t kGrainFloats = size_t{16} << 10;
 
 using Four = float __attribute__((vector_size(16)));
 
@@ -68,6 +70,9 @@ void repeat(const float* from, size_t n, size_t times, float* to) {
   }
   for (; i < n; ++i) std::fill_n(to + i * times, times, from[i]);
 }
+
+// Of rows of so many numbers.
+size_t grain_of(size_t floats) { return ceil_div(kGrainFloats, std::max<size_t>(1, floats)); }
 
 void check_batch(int64_t batch, Conv::Plane out) {
   const int64_t plane = out.height * out.width;
@@ -191,16 +196,17 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
       gate_inputs(x, pixels, gate, gated->data(), parallel);
       g.x = gated->data();
     }
-    parallel(work.tasks, [&](size_t task) {
-      dwconv_ != nullptr ? dwconv_task(work, task) : igemm_task(work, task);
+    parallel.ranges(work.units(), work.grain, [&](size_t begin, size_t end) {
+      begin *= work.unit;
+      end *= work.unit;
+      dwconv_ != nullptr ? dwconv_rows(work, begin, end) : igemm_range(work, begin, end);
     });
     if (!work.by_group || !copies) return;
     // By whole rows: what a group has of them lies mostly a power of two apart, so in few sets of
     // the caches. Filled by the tasks, 1024 and 2048 channels with a residual took 2 to 6% longer
     // at 14x14, and 2% at 7x7 (EPYC, Zen 4, AVX-512).
-    parallel(kTasksWanted, [&](size_t task) {
-      fill_rows(work, work.rows * task / kTasksWanted, work.rows * (task + 1) / kTasksWanted, 0,
-                out_channels());
+    parallel.ranges(work.rows, grain_of(out_channels()), [&](size_t begin, size_t end) {
+      fill_rows(work, begin, end, 0, out_channels());
     });
   }
 }
@@ -210,11 +216,10 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
 // MobileNetV3 it takes too little to be seen, where multiplying the rows of one tile after the
 // other took a fifth of the convolution (EPYC, Zen 4).
 void Conv::gate_weights(const float* gate, float* gated, const Parallel& parallel) const {
-  parallel(kTasksWanted, [&](size_t task) {
-    const size_t end = in_channels() * (task + 1) / kTasksWanted;
+  parallel.ranges(in_channels(), grain_of(out_channels()), [&](size_t begin, size_t end) {
     for (const Panel& panel : panels_) {
       const size_t nr = panel.kernel->nr;
-      for (size_t c = in_channels() * task / kTasksWanted; c < end; ++c) {
+      for (size_t c = begin; c < end; ++c) {
         const float* from = weights_.get() + panel.weights + c * nr;
         float* to = gated + panel.weights + c * nr;
         for (size_t j = 0; j < nr; ++j) to[j] = from[j] * gate[c];
@@ -225,9 +230,8 @@ void Conv::gate_weights(const float* gate, float* gated, const Parallel& paralle
 
 void Conv::gate_inputs(const float* x, size_t pixels, const float* gate, float* gated,
                        const Parallel& parallel) const {
-  parallel(kTasksWanted, [&](size_t task) {
-    const size_t end = pixels * (task + 1) / kTasksWanted;
-    for (size_t i = pixels * task / kTasksWanted; i < end; ++i) {
+  parallel.ranges(pixels, grain_of(in_channels()), [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
       const float* from = x + i * in_channels();
       float* to = gated + i * in_channels();
       for (size_t c = 0; c < in_channels(); ++c) to[c] = from[c] * gate[c];
@@ -238,10 +242,9 @@ void Conv::gate_inputs(const float* x, size_t pixels, const float* gate, float* 
 void Conv::repeat_inputs(const float* x, size_t pixels, float* repeated,
                          const Parallel& parallel) const {
   const size_t times = out_channels() / in_channels();
-  parallel(kTasksWanted, [&](size_t task) {
-    const size_t begin = pixels * task / kTasksWanted * in_channels();
-    const size_t end = pixels * (task + 1) / kTasksWanted * in_channels();
-    repeat(x + begin, end - begin, times, repeated + begin * times);
+  parallel.ranges(pixels, grain_of(out_channels()), [&](size_t begin, size_t end) {
+    const size_t first = begin * in_channels();
+    repeat(x + first, (end - begin) * in_channels(), times, repeated + first * times);
   });
 }
 
@@ -254,11 +257,8 @@ void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t widt
   const size_t line = left + row_floats + right;
   const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
   const int64_t lines = batch * padded_height;
-  constexpr int64_t kLinesPerTask = 32;
-  const int64_t tasks = (lines + kLinesPerTask - 1) / kLinesPerTask;
-  parallel(static_cast<size_t>(tasks), [&](size_t task) {
-    const int64_t begin = static_cast<int64_t>(task) * kLinesPerTask;
-    for (int64_t i = begin; i < std::min(lines, begin + kLinesPerTask); ++i) {
+  parallel.ranges(static_cast<size_t>(lines), grain_of(line), [&](size_t begin, size_t end) {
+    for (auto i = static_cast<int64_t>(begin); i < static_cast<int64_t>(end); ++i) {
       float* to = padded + static_cast<size_t>(i) * line;
       const int64_t row = i % padded_height - desc_.pads[0];
       if (row < 0 || row >= height) {
@@ -283,8 +283,9 @@ void Conv::run_winograd(const Winograd& winograd, const Work& work,
                           work.y,        finish_.lo,  finish_.hi};
   winograd.run(run, parallel, [&](const Winograd::Done& done) { finish_winograd(work, done); });
   if (!positions_ || positions_->blank.empty()) return;
-  parallel(kTasksWanted,
-           [&](size_t task) { blank_share(work, task, kTasksWanted, 0, out_channels()); });
+  const size_t blanks = work.images * positions_->blank.size();
+  parallel.ranges(blanks, grain_of(out_channels()),
+                  [&](size_t begin, size_t end) { blank(work, begin, end, 0, out_channels()); });
 }
 
 void Conv::finish_winograd(const Work& work, const Winograd::Done& done) const {
@@ -339,20 +340,22 @@ void Conv::divide(Work& work) const {
   work.by_group = groups > 1 && weight_bytes > l2_cache_bytes() / 4;
   const size_t columns = work.by_group ? ceil_div(out_channels(), groups) : out_channels();
   const size_t row_flops = 2 * (dwconv_ != nullptr ? work.taps() : depth) * columns;
-  const size_t flops = work.rows * row_flops * (work.by_group ? groups : 1);
-  const size_t target =
-      std::max(kSmallestTaskFlops, std::min(kTaskFlops, ceil_div(flops, kTasksWanted)));
-  work.tiles = std::max<size_t>(1, ceil_div(work.rows, std::max<size_t>(1, mr_)));
-  // Tasks of unequally many tiles rather than fewer tasks: seven instead of eight at 14x14 left one
-  // of two threads without work for an eighth of the layer.
-  work.row_tasks = std::min(ceil_div(work.rows * row_flops, target), work.tiles);
+  const size_t mr = std::max<size_t>(1, mr_);
+  work.tiles = std::max<size_t>(1, ceil_div(work.rows, mr));
+  const size_t tile_flops = mr * row_flops * (dwconv_ != nullptr ? kDepthwiseFlop : 1);
+  work.grain = ceil_div(kGrainFlops, tile_flops);
   work.block_depth = depth;
   if (work.by_group && depth * columns * sizeof(float) > l2_cache_bytes() / 2) {
     work.block_depth = std::max<size_t>(1, l2_cache_bytes() / 4 / (columns * sizeof(float)));
-    work.row_tasks = std::min(work.row_tasks, ceil_div(work.rows, kRowsPerStream));
+    work.grain = std::max(work.grain, ceil_div(kRowsPerStream, mr));
   }
-  work.row_tasks = std::max<size_t>(1, work.row_tasks);
-  work.tasks = work.row_tasks * (work.by_group ? groups : 1);
+  work.groups = work.by_group ? groups : 1;
+  // Where there are enough rows, threads share these rather than the groups, since they find the
+  // ones that they have computed themselves in their caches.
+  work.parts = work.by_group ? std::clamp<size_t>(work.rows / kRowsPerStream, 1, work.tiles) : 1;
+  const bool whole = work.parts == 1 && work.tiles < 2 * work.grain;
+  work.unit = whole ? work.tiles : 1;
+  work.grain = ceil_div(work.grain, work.unit);
 }
 
 }  // namespace semisparse

@@ -1,4 +1,4 @@
-// The tasks of a run: rows of output positions through the kernels.
+// What the threads of a run do: rows of output positions through the kernels.
 #include <algorithm>
 
 #include "core/conv_work.h"
@@ -13,16 +13,20 @@ constexpr size_t kAheadFloats = 2048;
 
 }  // namespace
 
-void Conv::igemm_task(const Work& work, size_t task) const {
-  const size_t slice = task % work.row_tasks;
-  const size_t begin = work.first_row(slice);
-  const size_t end = work.first_row(slice + 1);
+// Tiles of all groups, as Work has them.
+void Conv::igemm_range(const Work& work, size_t first_tile, size_t last_tile) const {
   if (work.by_group) {
-    const PanelGroup group = panel_group(task / work.row_tasks);
-    igemm_group(work, begin, end, group);
-    blank_share(work, slice, work.row_tasks, group.channel, group.channels);
+    for (size_t tile = first_tile; tile < last_tile;) {
+      const Work::Piece piece = work.piece(tile, last_tile);
+      const PanelGroup group = panel_group(piece.group);
+      igemm_group(work, work.first_row(piece.first), work.first_row(piece.last), group);
+      blank_share(work, piece.first, piece.last, group.channel, group.channels);
+      tile += piece.last - piece.first;
+    }
     return;
   }
+  const size_t begin = work.first_row(first_tile);
+  const size_t end = work.first_row(last_tile);
   const bool copies = positions_ && !positions_->copies.empty();
   const size_t step = copies ? ceil_div(kCopiedFloats, out_channels() * mr_) * mr_ : end - begin;
   for (size_t from = begin; from < end; from += step) {
@@ -30,7 +34,7 @@ void Conv::igemm_task(const Work& work, size_t task) const {
     igemm_tiles(work, from, to, 0, panels_.size());
     fill_rows(work, from, to, 0, out_channels());
   }
-  blank_share(work, slice, work.row_tasks, 0, out_channels());
+  blank_share(work, first_tile, last_tile, 0, out_channels());
 }
 
 // The parts of a tile that no panel changes.
@@ -146,7 +150,7 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
   }
 }
 
-void Conv::dwconv_task(const Work& work, size_t task) const {
+void Conv::dwconv_rows(const Work& work, size_t first_tile, size_t last_tile) const {
   constexpr size_t kStrip = 64;
   constexpr size_t kAhead = 16;  // what is fetched for writing
   const Geometry& g = work.geometry;
@@ -154,8 +158,8 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
   // edges: 14x14 with 384 channels 27 to 23 us, 7x7 with 960 channels 18 to 14 us. But with AVX2
   // 28x28 with 64 channels and 5x5 76 to 38 us.
   const bool alike = g.out_width > 20 && work.taps() <= dwconv_->most_taps_alike;
-  const size_t begin = work.first_row(task);
-  const size_t end = work.first_row(task + 1);
+  const size_t begin = work.first_row(first_tile);
+  const size_t end = work.first_row(last_tile);
   Rows rows(g, std::min(kStrip, end - begin));
   dwconv::Strip strip = strip_of(work.finish);
   strip.row_step = g.dilation[0] * g.width * g.in_channels;
@@ -173,7 +177,7 @@ void Conv::dwconv_task(const Work& work, size_t task) const {
     activate_rows(work.finish, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);
     fill_rows(work, from, from + strip.m, 0, out_channels());
   }
-  blank_share(work, task, work.tasks, 0, out_channels());
+  blank_share(work, first_tile, last_tile, 0, out_channels());
 }
 
 // What all strips have in common.

@@ -1,13 +1,104 @@
 // Parallelism comes in from outside; the core has no threads of its own.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <limits>
+#include <thread>
 
 #include "semisparse.h"
 
 namespace semisparse {
+
+// The numbers [0, n) in parts of at least `grain`, in one share for each thread. Who takes from a
+// share gets the first half of what is left of it, and who has finished a share, once all have been
+// begun, goes on with the second half of the largest one. So threads finish together, though the
+// first layers after a pause, other processes, or slow cores hold some of them up, and each finds
+// the same rows of a layer in its cache that it wrote in the one before.
+class Shares {
+ public:
+  static constexpr size_t kMost = 64;
+
+  Shares(size_t n, size_t grain, size_t shares) : grain_(grain), shares_(shares) {
+    for (size_t i = 0; i < shares; ++i) {
+      left_[i].range = packed({n * i / shares, n * (i + 1) / shares});
+    }
+  }
+
+  struct Part {
+    size_t begin, end;
+    size_t size() const { return end - begin; }
+  };
+
+  // To be called before a share is taken from.
+  void begin() { begun_.fetch_add(1, std::memory_order_relaxed); }
+
+  // An empty part where there is nothing left that this share should do.
+  Part take(size_t share) {
+    std::atomic<uint64_t>& own = left_[share].range;
+    uint64_t seen = own.load(std::memory_order_relaxed);
+    for (;;) {
+      const Part part = unpacked(seen);
+      if (part.size() == 0) {
+        if (!steal(own)) return part;
+        seen = own.load(std::memory_order_relaxed);
+        continue;
+      }
+      const size_t size = half(part);
+      if (own.compare_exchange_weak(seen, packed({part.begin + size, part.end}),
+                                    std::memory_order_relaxed)) {
+        return {part.begin, part.begin + size};
+      }
+    }
+  }
+
+ private:
+  // On a cache line of its own.
+  struct alignas(64) Left {
+    std::atomic<uint64_t> range;
+  };
+
+  static uint64_t packed(Part part) { return uint64_t{part.begin} << 32 | part.end; }
+  static Part unpacked(uint64_t range) { return {range >> 32, range & 0xffffffff}; }
+
+  // Of what is left; all of it where the other half would be smaller than the grain.
+  size_t half(Part part) const {
+    const size_t size = std::max(grain_, (part.size() + 1) / 2);
+    return part.size() < size + grain_ ? part.size() : size;
+  }
+
+  bool steal(std::atomic<uint64_t>& own) {
+    if (begun_.load(std::memory_order_relaxed) < shares_) return false;
+    for (;;) {
+      std::atomic<uint64_t>* largest = nullptr;
+      uint64_t seen = 0;
+      size_t most = 0;
+      for (size_t i = 0; i < shares_; ++i) {
+        const uint64_t range = left_[i].range.load(std::memory_order_relaxed);
+        if (unpacked(range).size() <= most) continue;
+        most = unpacked(range).size();
+        largest = &left_[i].range;
+        seen = range;
+      }
+      if (largest == nullptr) return false;
+      const Part part = unpacked(seen);
+      const size_t middle = part.end - half(part);
+      if (largest->compare_exchange_weak(seen, packed({part.begin, middle}),
+                                         std::memory_order_relaxed)) {
+        own.store(packed({middle, part.end}), std::memory_order_relaxed);
+        return true;
+      }
+    }
+  }
+
+  size_t grain_, shares_;
+  std::atomic<size_t> begun_{0};
+  std::array<Left, kMost> left_;
+};
 
 class Parallel {
  public:
@@ -26,6 +117,23 @@ class Parallel {
     if (job.error) std::rethrow_exception(job.error);
   }
 
+  // Calls task(begin, end) for ranges of at least `grain`, where there are that many, that make up
+  // [0, n). How many there are depends on how fast the threads are.
+  template <typename Task>
+  void ranges(size_t n, size_t grain, const Task& task) const {
+    const size_t shares =
+        fn_ == nullptr ? 1 : std::min(most_threads(), n / std::max<size_t>(1, grain));
+    if (shares <= 1 || n > std::numeric_limits<uint32_t>::max()) {
+      if (n > 0) task(size_t{0}, n);
+      return;
+    }
+    Shares left(n, std::max<size_t>(1, grain), shares);
+    (*this)(shares, [&](size_t share) {
+      left.begin();
+      for (Shares::Part part; (part = left.take(share)).size() > 0;) task(part.begin, part.end);
+    });
+  }
+
  private:
   template <typename Task>
   struct Job {
@@ -41,6 +149,12 @@ class Parallel {
       }
     }
   };
+
+  static size_t most_threads() {
+    static const size_t threads =
+        std::clamp<size_t>(std::thread::hardware_concurrency(), 1, Shares::kMost);
+    return threads;
+  }
 
   semisparse_parallel_for fn_;
   void* ctx_;

@@ -90,19 +90,14 @@ void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, i
   std::vector<Span> across;
   for (int64_t ox = 0; ox < out_width; ++ox) across.push_back(span(desc, 1, width, ox));
 
-  // A task is one output row; where there is but one position (a global pool), channels are cut
-  // too.
+  // By output rows; where there is but one position (a global pool), channels are cut too.
   constexpr int64_t kChannels = 256;
   const int64_t rows = batch * out_height;
   const int64_t slices = out_height * out_width == 1 ? (channels + kChannels - 1) / kChannels : 1;
   const int64_t slice_channels = slices == 1 ? channels : kChannels;
-  parallel(static_cast<size_t>(rows * slices), [&](size_t task) {
-    const auto row = static_cast<int64_t>(task) / slices;
-    const int64_t channel = static_cast<int64_t>(task) % slices * slice_channels;
+  const auto pool_row = [&](int64_t row, int64_t channel, std::vector<const float*>& taps) {
     const Span down = span(desc, 0, height, row % out_height);
     const float* image = x + row / out_height * height * width * channels;
-    std::vector<const float*> taps;
-    taps.reserve(static_cast<size_t>(desc.kernel[0] * desc.kernel[1]));
     for (int64_t ox = 0; ox < out_width; ++ox) {
       taps.clear();
       for (int64_t i = 0; i < down.taps; ++i) {
@@ -122,6 +117,13 @@ void run_pool(const semisparse_pool_desc& desc, const float* x, int64_t batch, i
       window.scale = average ? 1.0f / static_cast<float>(counted) : 1.0f;
       window.y = y + (row * out_width + ox) * channels + channel;
       kernel(window);
+    }
+  };
+  parallel.ranges(static_cast<size_t>(rows * slices), 1, [&](size_t begin, size_t end) {
+    std::vector<const float*> taps;
+    taps.reserve(static_cast<size_t>(desc.kernel[0] * desc.kernel[1]));
+    for (auto i = static_cast<int64_t>(begin); i < static_cast<int64_t>(end); ++i) {
+      pool_row(i / slices, i % slices * slice_channels, taps);
     }
   });
 }

@@ -71,6 +71,11 @@ inline Problem::Problem(Random& random, int64_t largest_plane) {
       desc.in_channels = random.between(2100, 2300);
       desc.out_channels = random.between(66, 140);
       largest_plane = std::min<int64_t>(largest_plane, 5);
+    } else if (random.chance(0.08)) {
+      // Enough rows for threads to share them, with weights that do not stay beside them.
+      desc.in_channels = random.between(500, 700);
+      desc.out_channels = random.between(140, 260);
+      largest_plane *= 2;
     }
   }
   const bool deep = random.chance(0.01);
