@@ -39,6 +39,13 @@ def hard_gate(m, y):
     return F.hardsigmoid(m.b(y.mean((2, 3), keepdim=True)))
 
 
+def excited(m, y, also=0):
+    """Squeeze and excitation (arXiv 1709.01507) by its layers `q` and `e`; `also` times the mean."""
+    mean = y.mean((2, 3), keepdim=True)
+    gates = m.e(m.q(mean).relu()).sigmoid()
+    return gates + also * mean if also else gates
+
+
 def normed_response(m, y):
     """ConvNeXt V2's normalisation (arXiv 2301.00808), by the layers' parameters."""
     norm = y.norm(p=2, dim=(2, 3), keepdim=True)
@@ -229,6 +236,26 @@ KINDS = {
         ),
         {"a": conv(), "b": conv(kernel=1), "c": conv(kernel=1)},
         {"Mul": 1},
+    ),
+    "squeeze and excitation": (
+        after(lambda m, x: m.a(x), after(lambda m, y: y * excited(m, y), lambda m, z: m.c(z) + z)),
+        {"a": conv(), "q": conv(4, 2, kernel=1), "e": conv(2, 4, kernel=1), "c": conv(kernel=1)},
+        {"SqueezeExciteScaleReluSigmoid": 1, "Mul": 0, "GlobalAveragePool": 0, "Transpose": 1},
+    ),
+    "squeeze and excitation before a pointwise convolution": (
+        after(lambda m, x: m.a(x), lambda m, y: m.c(excited(m, y) * y)),
+        {"a": conv(), "q": conv(4, 2, kernel=1), "e": conv(2, 4, kernel=1), "c": conv(kernel=1)},
+        {"SqueezeExciteReluSigmoid": 1, "ConvGatedFillNearest": 1, "Mul": 0},
+    ),
+    "squeeze and excitation of another plane": (
+        after(lambda m, x: m.a(x), lambda m, y: m.c(y.relu() * excited(m, y))),
+        {"a": conv(), "q": conv(4, 2, kernel=1), "e": conv(2, 4, kernel=1), "c": conv()},
+        {"SqueezeExciteReluSigmoid": 1, "Mul": 1},
+    ),
+    "squeeze and excitation whose mean is read again": (
+        after(lambda m, x: m.a(x), lambda m, y: m.c(y * excited(m, y, also=2))),
+        {"a": conv(), "q": conv(4, 2, kernel=1), "e": conv(2, 4, kernel=1), "c": conv()},
+        {"GlobalAveragePool": 1, "ConvRelu": 1, "ConvSigmoid": 1, "Mul": 2},
     ),
     "gate of positions": (
         after(lambda m, x: m.a(x), lambda m, y: m.c(y * m.b(y).sigmoid())),

@@ -44,6 +44,10 @@ CHAINS = [
     )
     if parts[0].endswith("Project") or not parts[2]
 ]
+SQUEEZE_EXCITES = [
+    ops.SqueezeExciteOp(*parts)
+    for parts in itertools.product(ops.SQUEEZE_ACTIVATIONS, ops.EXCITE_ACTIVATIONS, (False, True))
+]
 
 
 def one_node(name, constants, attributes, feeds) -> bytes:
@@ -126,7 +130,7 @@ def fill_of(op, mask):
     return {"sources": sources.numpy(), "share": weight.numpy()}
 
 
-@pytest.mark.parametrize("op", [*ALL, *CHAINS], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [*ALL, *CHAINS, *SQUEEZE_EXCITES], ids=lambda op: op.name)
 def test_name_tells_the_operator(op):
     assert type(op).parse(op.name) == op
 
@@ -147,6 +151,10 @@ def test_names_are_those_of_the_format():
     mean = ops.ChainOp("DepthwiseProject", "mean", True, "Clip")
     assert mean.name == "DepthwiseProjectFillMeanAddClip"
     assert len({op.name for op in CHAINS}) == 140
+    gate = ops.SqueezeExciteOp("Relu", "HardSigmoid")
+    assert gate.name == "SqueezeExciteReluHardSigmoid"
+    assert ops.SqueezeExciteOp("Silu", "Sigmoid", True).name == "SqueezeExciteScaleSiluSigmoid"
+    assert gate.inputs == ("X", "W_squeeze", "B_squeeze", "W_excite", "B_excite")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +174,12 @@ def test_other_names_are_refused(name):
 def test_other_names_of_chains_are_refused(name):
     with pytest.raises(ValueError, match="not the name of a chain"):
         ops.ChainOp.parse(name)
+
+
+@pytest.mark.parametrize("name", ["SqueezeExcite", "SqueezeExciteRelu", "SqueezeExciteClipSigmoid"])
+def test_other_names_of_squeeze_and_excitation_are_refused(name):
+    with pytest.raises(ValueError, match="no squeeze and excitation"):
+        ops.portable_bodies(name)
 
 
 @settings(max_examples=120)
@@ -297,6 +311,28 @@ def test_computed_positions_of_a_mean_keep_what_is_infinite(computed, library):
         expected = np.where(sources[0] == sources[1], flat[sources[0]], flat[sources].mean(0))
     masked = ~mask.numpy()
     np.testing.assert_array_equal(y[0, ..., 0][masked], expected.reshape(mask.shape)[masked])
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("op", SQUEEZE_EXCITES, ids=lambda op: op.name)
+def test_squeeze_excite(op, library):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 11, 40)).astype(np.float32)
+    constants = {
+        "W_squeeze": rng.normal(size=(6, 40, 1, 1)).astype(np.float32),
+        "B_squeeze": rng.normal(size=6).astype(np.float32),
+        "W_excite": rng.normal(size=(40, 6, 1, 1)).astype(np.float32),
+        "B_excite": rng.normal(size=40).astype(np.float32),
+    }
+    assert tuple(constants) == op.inputs[1:]
+    y = run(one_node(op.name, constants, {}, {"X": x}), {"X": x}, library)
+    exact = {key: torch.from_numpy(array).double() for key, array in constants.items()}
+    means = torch.from_numpy(x).double().mean((1, 2))
+    squeezed = means @ exact["W_squeeze"][:, :, 0, 0].T + exact["B_squeeze"]
+    excited = ACTIVATIONS[op.squeeze](squeezed) @ exact["W_excite"][:, :, 0, 0].T
+    gates = ACTIVATIONS[op.excite](excited + exact["B_excite"])[:, None, None]
+    expected = torch.from_numpy(x) * gates if op.scales else gates
+    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("library", [False, True])

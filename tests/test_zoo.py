@@ -17,8 +17,8 @@ from semisparse.sparsifier import Sparsifier
 FULL, HEAD, TAIL = "ExpandDepthwiseProject", "ExpandDepthwise", "DepthwiseProject"
 
 # Input size, transposes that have to be in the graph (a VGG's classifier reads its last plane in
-# NCHW), other operations than convolutions, pools and the classifier's, and how
-# many chains of which form.
+# NCHW), other operations than convolutions, pools and the classifier's, and how many chains of
+# which form and squeezes and excitations there are.
 ZOO = {
     "torchvision/resnet18": (64, 0, set(), {}),
     "torchvision/mobilenet_v2": (64, 0, set(), {TAIL: 1, FULL: 16}),
@@ -30,11 +30,11 @@ ZOO = {
         64,
         0,
         {"HardSwish"},
-        {FULL: 2, HEAD: 8},
+        {FULL: 2, HEAD: 8, "SqueezeExciteReluHardSigmoid": 9},
     ),
     "torchvision/mnasnet0_5": (64, 0, set(), {TAIL: 1, FULL: 16}),
-    "torchvision/efficientnet_b0": (64, 0, set(), {HEAD: 15}),
-    "torchvision/regnet_y_400mf": (64, 0, set(), {}),
+    "torchvision/efficientnet_b0": (64, 0, set(), {HEAD: 15, "SqueezeExciteSiluSigmoid": 16}),
+    "torchvision/regnet_y_400mf": (64, 0, set(), {"SqueezeExciteReluSigmoid": 16}),
     "timm/mobilenetv2_100": (64, 0, set(), {TAIL: 1, FULL: 16}),
     "timm/efficientnet_lite0": (64, 0, set(), {TAIL: 1, FULL: 15}),
 }

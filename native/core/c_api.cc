@@ -10,6 +10,7 @@
 #include "core/pool.h"
 #include "core/select.h"
 #include "core/source_map.h"
+#include "core/squeeze_excite.h"
 #include "semisparse.h"
 
 struct semisparse_conv {
@@ -18,6 +19,10 @@ struct semisparse_conv {
 
 struct semisparse_chain {
   semisparse::Chain layer;
+};
+
+struct semisparse_squeeze_excite {
+  semisparse::SqueezeExcite layer;
 };
 
 namespace {
@@ -194,6 +199,29 @@ semisparse_status semisparse_chain_run(const semisparse_chain* chain, const floa
                                        int64_t height, int64_t width, const float* residual,
                                        float* y, semisparse_parallel_for parallel_for, void* ctx) {
   return run(chain, "chain", x, batch, height, width, residual, y, parallel_for, ctx);
+}
+
+semisparse_status semisparse_squeeze_excite_create(const semisparse_chain_stage* stages, int scales,
+                                                   const char* isa,
+                                                   semisparse_squeeze_excite** squeeze_excite) {
+  return guard([&] {
+    need(stages, "stages");
+    need(squeeze_excite, "squeeze_excite");
+    *squeeze_excite = new semisparse_squeeze_excite{
+        {stages[0], stages[1], scales != 0, semisparse::find_isa(isa)}};
+  });
+}
+
+void semisparse_squeeze_excite_destroy(semisparse_squeeze_excite* squeeze_excite) {
+  delete squeeze_excite;
+}
+
+semisparse_status semisparse_squeeze_excite_run(const semisparse_squeeze_excite* squeeze_excite,
+                                                const float* x, int64_t batch, int64_t height,
+                                                int64_t width, float* y,
+                                                semisparse_parallel_for parallel_for, void* ctx) {
+  return run(squeeze_excite, "squeeze_excite", x, batch, height, width, nullptr, y, parallel_for,
+             ctx);
 }
 
 semisparse_status semisparse_pool_output_size(const semisparse_pool_desc* desc, int64_t height,

@@ -6,6 +6,7 @@
 
 #include "core/conv_work.h"
 #include "core/error.h"
+#include "core/gate.h"
 #include "core/scratch.h"
 
 namespace semisparse {
@@ -231,11 +232,7 @@ void Conv::gate_weights(const float* gate, float* gated, const Parallel& paralle
 void Conv::gate_inputs(const float* x, size_t pixels, const float* gate, float* gated,
                        const Parallel& parallel) const {
   parallel.ranges(pixels, grain_of(in_channels()), [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      const float* from = x + i * in_channels();
-      float* to = gated + i * in_channels();
-      for (size_t c = 0; c < in_channels(); ++c) to[c] = from[c] * gate[c];
-    }
+    gate_rows(x, begin, end, in_channels(), gate, gated);
   });
 }
 

@@ -185,6 +185,22 @@ SEMISPARSE_API semisparse_status semisparse_chain_run(const semisparse_chain* ch
                                                       semisparse_parallel_for parallel_for,
                                                       void* ctx);
 
+/* Squeeze and excitation (arXiv 1709.01507): from the mean of each channel's plane, by two
+ * pointwise convolutions, each with a bias and activation of its own, a gate for each channel. */
+typedef struct semisparse_squeeze_excite semisparse_squeeze_excite;
+
+/* stages: two, the second from the first one's output channels back to its input channels, without
+ * source maps. scales: whether it gives the input times the gates, else the gates. */
+SEMISPARSE_API semisparse_status
+semisparse_squeeze_excite_create(const semisparse_chain_stage* stages, int scales, const char* isa,
+                                 semisparse_squeeze_excite** squeeze_excite);
+SEMISPARSE_API void semisparse_squeeze_excite_destroy(semisparse_squeeze_excite* squeeze_excite);
+/* x: [batch, height, width, channels]; y: the same where it scales, else [batch, 1, 1, channels].
+ */
+SEMISPARSE_API semisparse_status semisparse_squeeze_excite_run(
+    const semisparse_squeeze_excite* squeeze_excite, const float* x, int64_t batch, int64_t height,
+    int64_t width, float* y, semisparse_parallel_for parallel_for, void* ctx);
+
 typedef enum semisparse_pool_kind {
   SEMISPARSE_MAX_POOL = 0,
   SEMISPARSE_AVERAGE_POOL = 1,

@@ -7,6 +7,7 @@
 #include "ort/host.h"
 #include "ort/ort_api.h"
 #include "ort/pool_op.h"
+#include "ort/squeeze_excite_op.h"
 #include "semisparse.h"
 
 namespace semisparse::ort {
@@ -20,6 +21,7 @@ const std::vector<const OrtCustomOp*>& operators() {
     auto* list = new std::vector<const OrtCustomOp*>(conv_operators());
     for (const OrtCustomOp* op : chain_operators()) list->push_back(op);
     for (const OrtCustomOp* op : pool_operators()) list->push_back(op);
+    for (const OrtCustomOp* op : squeeze_excite_operators()) list->push_back(op);
     return list;
   }();
   return *all;

@@ -319,6 +319,78 @@ void check_chain() {
   for (const float v : y) CHECK(v != -77.0f);
 }
 
+void check_squeeze_excite() {
+  const semisparse_conv_desc good[] = {
+      {4, 2, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_RELU, 0, 0, SEMISPARSE_NHWC},
+      {2, 4, 1, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, SEMISPARSE_SIGMOID, 0, 0, SEMISPARSE_NHWC}};
+  const std::vector<float> weights(8 * 9, 0.5f);  // enough for what is spoiled, too
+  const std::vector<int32_t> source(1, 0);
+  const auto refuse_one = [&](const char* what, int spoiled, const auto& spoil) {
+    context = std::string("squeeze and excitation: ") + what;
+    semisparse_conv_desc descs[] = {good[0], good[1]};
+    semisparse_chain_stage stages[2];
+    for (int i = 0; i < 2; ++i) {
+      stages[i] = {&descs[i], weights.data(), nullptr, nullptr, nullptr, 0, 0};
+    }
+    spoil(descs[spoiled], stages[spoiled]);
+    semisparse_squeeze_excite* handle = nullptr;
+    check_refused(semisparse_squeeze_excite_create(stages, 1, nullptr, &handle));
+    CHECK(handle == nullptr);
+  };
+  using Desc = semisparse_conv_desc;
+  using Stage = semisparse_chain_stage;
+  for (const int i : {0, 1}) {
+    refuse_one("no desc", i, [](Desc&, Stage& s) { s.desc = nullptr; });
+    refuse_one("no weights", i, [](Desc&, Stage& s) { s.weights = nullptr; });
+    refuse_one("NCHW", i, [](Desc& d, Stage&) { d.input_layout = SEMISPARSE_NCHW; });
+    refuse_one("kernel", i, [](Desc& d, Stage&) { d.kernel[1] = 3; });
+    refuse_one("strides", i, [](Desc& d, Stage&) { d.strides[0] = 2; });
+    refuse_one("pads", i, [](Desc& d, Stage&) { d.pads[3] = 1; });
+    refuse_one("group", i, [](Desc& d, Stage&) { d.group = 2; });
+    refuse_one("no way back", i, [](Desc& d, Stage&) { d.in_channels = 1; });
+    refuse_one("mask", i, [&](Desc&, Stage& s) {
+      s.source = source.data();
+      s.height = s.width = 1;
+    });
+    for (const int64_t value : kHuge) {
+      refuse_one("in_channels", i, [=](Desc& d, Stage&) { d.in_channels = value; });
+      refuse_one("out_channels", i, [=](Desc& d, Stage&) { d.out_channels = value; });
+    }
+  }
+
+  context = "squeeze and excitation: run";
+  const Stage stages[] = {{&good[0], weights.data(), nullptr, nullptr, nullptr, 0, 0},
+                          {&good[1], weights.data(), nullptr, nullptr, nullptr, 0, 0}};
+  semisparse_squeeze_excite* handle = nullptr;
+  check_refused(semisparse_squeeze_excite_create(nullptr, 1, nullptr, &handle));
+  check_refused(semisparse_squeeze_excite_create(stages, 1, nullptr, nullptr));
+  check_refused(semisparse_squeeze_excite_create(stages, 1, "none", &handle),
+                SEMISPARSE_UNSUPPORTED);
+  semisparse_squeeze_excite_destroy(nullptr);
+  CHECK_OK(semisparse_squeeze_excite_create(stages, 1, nullptr, &handle));
+  const std::unique_ptr<semisparse_squeeze_excite, void (*)(semisparse_squeeze_excite*)> owner(
+      handle, semisparse_squeeze_excite_destroy);
+  const std::vector<float> x(24, 1.0f);
+  std::vector<float> y(24, -77.0f);
+  const auto run = [&](const semisparse_squeeze_excite* h, const float* in, int64_t batch,
+                       int64_t height, int64_t width, float* out) {
+    return semisparse_squeeze_excite_run(h, in, batch, height, width, out, nullptr, nullptr);
+  };
+  check_refused(run(nullptr, x.data(), 1, 2, 3, y.data()));
+  check_refused(run(handle, nullptr, 1, 2, 3, y.data()));
+  check_refused(run(handle, x.data(), 1, 2, 3, nullptr));
+  check_refused(run(handle, x.data(), 1, 0, 3, y.data()));
+  for (const int64_t value : kHuge) {
+    check_refused(run(handle, x.data(), value, 2, 3, y.data()));
+    check_refused(run(handle, x.data(), 1, value, 3, y.data()));
+    check_refused(run(handle, x.data(), 1, 2, value, y.data()));
+  }
+  CHECK_OK(run(handle, x.data(), 0, 2, 3, y.data()));
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+  CHECK_OK(run(handle, x.data(), 1, 2, 3, y.data()));
+  for (const float v : y) CHECK(v != -77.0f);
+}
+
 void check_source_map() {
   context = "source map";
   const std::vector<uint8_t> none(6, 0);
@@ -455,6 +527,7 @@ int main() {
   check_run();
   check_scratch();
   check_chain();
+  check_squeeze_excite();
   check_source_map();
   check_mean_sources();
   check_pool();

@@ -73,6 +73,8 @@ _FILL_BODIES = {
     "biased = Add(rows, B)",
 }
 
+# Calls within a body write out all of them: not every runtime knows the defaults of a function
+# within a function.
 _CONV_ATTRIBUTES = {
     "strides": "ints = [1, 1]",
     "pads": "ints = [0, 0, 0, 0]",
@@ -123,11 +125,18 @@ STAGE_SEPARATOR = "+"
 # Not Sigmoid and HardSigmoid, which are a gate's: the layers of a block do not have them between.
 CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish", "Gelu")
 
+# Of the two layers of squeeze and excitation.
+SQUEEZE_ACTIVATIONS = ("Relu", "Silu", "HardSwish", "Gelu")
+EXCITE_ACTIVATIONS = ("Sigmoid", "HardSigmoid")
+
 _FILL_OF = {value: key for key, value in _FILLS.items()}
 _FILL = "|".join(_FILL_OF)
 _NAME = re.compile(f"Conv(Nchw|Gated)?({_FILL})?(Add)?({'|'.join(_ACTIVATION_BODIES)})?")
 _CHAIN_NAME = re.compile(
     f"({'|'.join(CHAIN_FORMS)})({_FILL})?(Add)?({'|'.join(CHAIN_ACTIVATIONS)})?"
+)
+_SQUEEZE_EXCITE_NAME = re.compile(
+    f"SqueezeExcite(Scale)?({'|'.join(SQUEEZE_ACTIVATIONS)})({'|'.join(EXCITE_ACTIVATIONS)})"
 )
 
 
@@ -225,6 +234,48 @@ class ChainOp:
         return cls(match[1], _FILL_OF.get(match[2]), bool(match[3]), match[4])
 
 
+@dataclass(frozen=True)
+class SqueezeExciteOp:
+    """A gate for each channel from the mean of its plane (arXiv 1709.01507), as one operator.
+
+    Attributes:
+        squeeze: the activation of the first layer, one of `SQUEEZE_ACTIVATIONS`.
+        excite: that of the second, one of `EXCITE_ACTIVATIONS`.
+        scales: whether the output is the input times the gates, else the gates.
+    """
+
+    squeeze: str
+    excite: str
+    scales: bool = False
+
+    @property
+    def name(self) -> str:
+        """The operator's name in the file."""
+        return f"SqueezeExcite{'Scale' if self.scales else ''}{self.squeeze}{self.excite}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in order."""
+        return ("X", "W_squeeze", "B_squeeze", "W_excite", "B_excite")
+
+    @property
+    def layers(self) -> tuple[ConvOp, ConvOp]:
+        """The convolutions of a plane of one position that it has."""
+        return ConvOp(activation=self.squeeze), ConvOp(activation=self.excite)
+
+    @classmethod
+    def parse(cls, name: str) -> SqueezeExciteOp:
+        """The inverse of `name`.
+
+        Raises:
+            ValueError: there is no such operator.
+        """
+        match = _SQUEEZE_EXCITE_NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{name!r} is no squeeze and excitation of {DOMAIN!r}.")
+        return cls(match[2], match[3], bool(match[1]))
+
+
 def _name(stem: str, fill: str | None, residual: bool, activation: str | None) -> str:
     return f"{stem}{_FILLS[fill] if fill else ''}{'Add' if residual else ''}{activation or ''}"
 
@@ -236,7 +287,7 @@ def is_conv(name: str) -> bool:
 
 def reads_otherwise(name: str) -> bool:
     """Whether what an operator of that name reads is not its layer's input in NHWC."""
-    return name.startswith(("ConvNchw", "ConvGated"))
+    return name.startswith(("ConvNchw", "ConvGated", "SqueezeExcite"))
 
 
 def is_chain(name: str) -> bool:
@@ -244,18 +295,26 @@ def is_chain(name: str) -> bool:
     return name.startswith(tuple(CHAIN_FORMS))
 
 
-def parse(name: str) -> ConvOp | ChainOp:
-    """The convolution or chain of that name.
+def is_squeeze_excite(name: str) -> bool:
+    """Whether an operator of the domain with that name is squeeze and excitation."""
+    return name.startswith("SqueezeExcite")
+
+
+def parse(name: str) -> ConvOp | ChainOp | SqueezeExciteOp:
+    """The operator of that name, if it has convolutions.
 
     Raises:
         ValueError: there is none.
     """
+    if is_squeeze_excite(name):
+        return SqueezeExciteOp.parse(name)
     return ChainOp.parse(name) if is_chain(name) else ConvOp.parse(name)
 
 
 def layers_of(op_type: str, name: str) -> list[str]:
-    """Names of the layers in a node of that name: of a chain's stages, or of the one layer."""
-    return name.split(STAGE_SEPARATOR) if is_chain(op_type) else [name]
+    """Names of the layers in a node of that name: one, or those that it has in a row."""
+    several = is_chain(op_type) or is_squeeze_excite(op_type)
+    return name.split(STAGE_SEPARATOR) if several else [name]
 
 
 def is_by_position(op_type: str, axis: int | None) -> bool:
@@ -274,14 +333,16 @@ def portable_bodies(name: str) -> list[onnx.FunctionProto]:
     """The operator as a model-local function, after the functions that it calls.
 
     Args:
-        name: of a chain, a convolution, or a pool.
+        name: of a convolution, a chain, squeeze and excitation, or a pool.
 
     Raises:
         ValueError: no operator has that name.
     """
     if name in _POOL_ATTRIBUTES:
-        return [_function(name, ("X",), _POOL_ATTRIBUTES[name], _pool_body(name))]
+        return [_pool(name)]
     op = parse(name)
+    if isinstance(op, SqueezeExciteOp):
+        return [_pool("GlobalAveragePool"), *map(_conv, op.layers), _squeeze_excite(op)]
     if isinstance(op, ChainOp):
         return [*map(_conv, dict.fromkeys(op.stages.values())), _chain(op)]
     return [_conv(op)]
@@ -291,7 +352,6 @@ def _chain(op: ChainOp) -> onnx.FunctionProto:
     activation = _ACTIVATION_ATTRIBUTES.get(op.activation or "", {})
     steps, value = [], "X"
     for stage, conv in op.stages.items():
-        # All written out: not every runtime knows the defaults of a function within a function.
         geometry = _linked(_CONV_ATTRIBUTES) if stage == "Depthwise" else _CONV_ATTRIBUTES
         given = _listed({**geometry, **_linked(activation if conv.activation else {})})
         own = (key if key == "R" else f"{key}_{stage.lower()}" for key in conv.inputs[1:])
@@ -312,15 +372,28 @@ def _conv(op: ConvOp) -> onnx.FunctionProto:
     return _function(op.name, op.inputs, attributes, "\n".join(steps))
 
 
-def _pool_body(name: str) -> str:
-    if name == "GlobalL2Pool":
-        return "axes = Constant<value_ints = [1, 2]>()\nY = ReduceL2<keepdims = 1>(X, axes)"
-    given = _listed(_linked(_POOL_ATTRIBUTES[name]))
-    return (
+def _squeeze_excite(op: SqueezeExciteOp) -> onnx.FunctionProto:
+    given = _listed(_CONV_ATTRIBUTES)
+    squeeze, excite = op.layers
+    body = (
+        f"means = {DOMAIN}.GlobalAveragePool(X)\n"
+        f"squeezed = {DOMAIN}.{squeeze.name}{given}(means, W_squeeze, B_squeeze)\n"
+        f"gates = {DOMAIN}.{excite.name}{given}(squeezed, W_excite, B_excite)\n"
+        f"Y = {'Mul(X, gates)' if op.scales else 'Identity(gates)'}"
+    )
+    return _function(op.name, op.inputs, {}, body)
+
+
+def _pool(name: str) -> onnx.FunctionProto:
+    attributes = _POOL_ATTRIBUTES[name]
+    body = (
         "x = Transpose<perm = [0, 3, 1, 2]>(X)\n"
-        f"y = {name}{given}(x)\n"
+        f"y = {name}{_listed(_linked(attributes))}(x)\n"
         "Y = Transpose<perm = [0, 2, 3, 1]>(y)"
     )
+    if name == "GlobalL2Pool":
+        body = "axes = Constant<value_ints = [1, 2]>()\nY = ReduceL2<keepdims = 1>(X, axes)"
+    return _function(name, ("X",), attributes, body)
 
 
 def _linked(attributes: dict[str, str]) -> dict[str, str]:

@@ -148,7 +148,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     """What a model computes.
 
     A masked convolution is one of the operators of the domain `semisparse`, whose mask or sources
-    tell which positions are computed. A chain is several of them.
+    tell which positions are computed. A chain is several of them, and squeeze and excitation two.
     """
     from onnx import numpy_helper, shape_inference
 
@@ -184,6 +184,9 @@ def work_of(model: onnx.ModelProto) -> Work:
                 # An expansion has the plane of its input, the others share that of the output.
                 value = node.input[0] if stages[index] == "Expand" else node.output[0]
                 layers.append(layer(name, node, 1 + index * inputs, shapes[value][1:3]))
+        elif node.domain == DOMAIN and node.op_type.startswith("SqueezeExcite"):
+            for index, name in enumerate(_layers_in(node, ("squeeze", "excite"))):
+                layers.append(layer(name, node, 1 + 2 * index, (1, 1)))
         elif node.domain == DOMAIN and node.op_type.startswith("Conv"):
             layers.append(layer(node.name, node, 1, shapes[node.output[0]][1:3]))
         elif node.op_type == "Conv":
@@ -195,6 +198,6 @@ def work_of(model: onnx.ModelProto) -> Work:
 
 
 def _layers_in(node: onnx.NodeProto, stages: Sequence[str]) -> Sequence[str]:
-    """Names of a chain's layers, or of its stages where another tool has renamed the node."""
+    """Names of a node's layers, or of its stages where another tool has renamed the node."""
     names = node.name.split("+")
     return names if len(names) == len(stages) else [f"{node.name} {stage}" for stage in stages]

@@ -23,6 +23,7 @@ from semisparse.export.layout import read_nchw, to_nhwc, transposes
 from semisparse.export.linear import linear_to_conv
 from semisparse.export.mask import layer_of, put_masks
 from semisparse.export.metadata import metadata
+from semisparse.export.squeeze_excite import fuse_squeeze_excite, is_squeeze_excite
 from semisparse.export.unread import mask_unread
 from semisparse.export.verify import verify as verify_file
 from semisparse.files import writing
@@ -151,6 +152,7 @@ def build(
     put_masks(graph_model, layers)
     fuse(graph_model)
     fuse_gates(graph_model)
+    fuse_squeeze_excite(graph_model)
     if chains:
         fuse_chains(graph_model)
     mask_unread(graph_model)
@@ -212,7 +214,8 @@ def _write(path: Path, file: bytes) -> None:
 def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[ExportedLayer, ...]:
     listed = []
     for node in graph_model.graph:
-        if not is_conv(node) and not is_chain(node):
+        gate = is_squeeze_excite(node)
+        if not is_conv(node) and not is_chain(node) and not gate:
             continue
         for index, name in enumerate(ops.layers_of(node.op_type, node.name or "")):
             # A chain's other stages share a plane.
@@ -220,7 +223,8 @@ def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[E
             value = node.inputs[0] if expansion else node.outputs[0]
             assert value is not None
             assert value.shape is not None
-            height, width = (dim for dim in value.shape[1:3] if isinstance(dim, int))
+            plane = (dim for dim in value.shape[1:3] if isinstance(dim, int))
+            height, width = (1, 1) if gate else plane
             mask = masks.get(layer_of(name))
             sparsity = 0.0 if mask is None else sparsity_of(mask)
             listed.append(ExportedLayer(name, node.op_type, height, width, sparsity))

@@ -277,7 +277,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _parse(op_type: str) -> ops.ConvOp | ops.ChainOp:
     try:
-        return ops.parse(op_type)
+        return (ops.ChainOp if ops.is_chain(op_type) else ops.ConvOp).parse(op_type)
     except ValueError as error:
         raise FileFormatError(
             f"{op_type} is no operator of this semisparse; export the model again."
