@@ -314,6 +314,53 @@ def test_computed_positions_of_a_mean_keep_what_is_infinite(computed, library):
 
 
 @pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("shape", [(2, 9, 11, 40), (2, 5, 7, 768), (3, 50, 33), (4, 16)])
+def test_layer_norm(shape, library):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=shape) + 3).astype(np.float32)
+    constants = {
+        "Scale": rng.normal(size=shape[-1]).astype(np.float32),
+        "Shift": rng.normal(size=shape[-1]).astype(np.float32),
+    }
+    exact = [torch.from_numpy(array).double() for array in (x, *constants.values())]
+    expected = torch.nn.functional.layer_norm(exact[0], shape[-1:], *exact[1:], 1e-6)
+    model = one_node("LayerNorm", constants, {"epsilon": 1e-6}, {"X": x})
+    np.testing.assert_allclose(run(model, {"X": x}, library), expected, rtol=1e-5, atol=1e-5)
+    if len(shape) != 4:
+        return
+    mask = rng.random(shape[1:3]) < 0.4
+    model = one_node(
+        "LayerNormMasked",
+        {**constants, "mask": mask.astype(np.uint8)},
+        {"epsilon": 1e-6},
+        {"X": x},
+    )
+    expected *= torch.from_numpy(mask)[:, :, None]
+    np.testing.assert_allclose(run(model, {"X": x}, library), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("constants", "x", "message"),
+    [
+        ({"Scale": (8,), "Shift": (8,)}, (1, 3, 4, 7), "its last axis must be C"),
+        ({"Scale": (8,), "Shift": (7,)}, (1, 3, 4, 8), "both must be"),
+        ({"Scale": (8,), "Shift": (8,), "mask": (3, 4)}, (1, 4, 3, 8), "a mask of shape"),
+        ({"Scale": (8,), "Shift": (8,), "mask": (3, 4)}, (1, 12, 8), "a mask of shape"),
+        ({"Scale": (8,), "Shift": (8,), "mask": (12,)}, (1, 3, 4, 8), "it must be"),
+    ],
+)
+def test_what_does_not_fit_a_layer_norm_is_named(constants, x, message):
+    name = "LayerNormMasked" if "mask" in constants else "LayerNorm"
+    arrays = {
+        key: np.ones(shape, np.uint8 if key == "mask" else np.float32)
+        for key, shape in constants.items()
+    }
+    feeds = {"X": np.ones(x, np.float32)}
+    with pytest.raises(Exception, match=message):
+        run(one_node(name, arrays, {}, feeds), feeds, True)
+
+
+@pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize("op", SQUEEZE_EXCITES, ids=lambda op: op.name)
 def test_squeeze_excite(op, library):
     rng = np.random.default_rng(0)

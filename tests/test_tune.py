@@ -8,6 +8,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -319,6 +320,9 @@ def test_what_is_timed_computes_what_an_exported_model_does(spared, fill, tmp_pa
     assert computed == expected
     for name in ("wide", "expand", "depthwise", "mlp.0", "mlp.2", "halves", "joined"):
         assert computed[name] == 72
+    kinds = [Counter(node.op_type for node in file.graph.node) for file in (copy, onnx.load(path))]
+    assert kinds[0] == kinds[1]
+    assert kinds[0]["LayerNormMasked"] == 1
     x = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
     for file in (copy.SerializeToString(), path):
         with_library = InferenceSession(file).run(None, {"input": x})[0]

@@ -6,6 +6,7 @@
 #include "core/chain.h"
 #include "core/conv.h"
 #include "core/error.h"
+#include "core/layer_norm.h"
 #include "core/measure.h"
 #include "core/pool.h"
 #include "core/select.h"
@@ -245,6 +246,30 @@ semisparse_status semisparse_pool_run(const semisparse_pool_desc* desc, const fl
     need(y, "y");
     semisparse::run_pool(*desc, x, batch, height, width, channels, y, semisparse::find_isa(isa),
                          semisparse::Parallel(parallel_for, ctx));
+  });
+}
+
+semisparse_status semisparse_layer_norm_run(const float* x, int64_t batch, int64_t positions,
+                                            int64_t channels, const float* scale,
+                                            const float* shift, float epsilon, const uint8_t* mask,
+                                            float* y, const char* isa,
+                                            semisparse_parallel_for parallel_for, void* ctx) {
+  return guard([&] {
+    need(x, "x");
+    need(scale, "scale");
+    need(shift, "shift");
+    need(y, "y");
+    constexpr int64_t kMost = int64_t{1} << 31;
+    const bool possible = batch >= 0 && positions > 0 && positions < kMost && channels > 0 &&
+                          channels < kMost && batch < kMost / positions;
+    if (!possible) {
+      semisparse::invalid("a layer normalisation of " + std::to_string(batch) + " x " +
+                          std::to_string(positions) + " positions with " +
+                          std::to_string(channels) + " channels is not possible");
+    }
+    const semisparse::LayerNorm norm(static_cast<size_t>(channels), scale, shift, epsilon, mask,
+                                     static_cast<size_t>(positions), semisparse::find_isa(isa));
+    norm.run(x, static_cast<size_t>(batch * positions), y, semisparse::Parallel(parallel_for, ctx));
   });
 }
 

@@ -50,6 +50,12 @@ const Entry<pool::Kernel> kPool[] = {
 #undef SEMISPARSE_POOL
 };
 
+const Entry<layernorm::Kernel> kLayerNorm[] = {
+#define SEMISPARSE_LAYERNORM(isa) {isa, {"layernorm_" #isa, layernorm::layernorm_##isa}},
+#include "kernels/layernorm/kernels.inc"
+#undef SEMISPARSE_LAYERNORM
+};
+
 const Entry<epilogue::Kernel> kEpilogue[] = {
 #define SEMISPARSE_EPILOGUE(isa)                                                                \
   {isa,                                                                                         \
@@ -121,6 +127,7 @@ const winograd::Kernel* winograd_kernel(Isa isa, size_t outputs) {
 }
 
 const pool::Kernel& pool_kernel(Isa isa) { return only(kPool, isa); }
+const layernorm::Kernel& layernorm_kernel(Isa isa) { return only(kLayerNorm, isa); }
 const epilogue::Kernel& epilogue_kernel(Isa isa) { return only(kEpilogue, isa); }
 const peak::Kernel& peak_kernel(Isa isa) { return only(kPeak, isa); }
 
@@ -131,6 +138,7 @@ const KernelInfo* built_kernel(size_t index) {
     append(list, kDwconv);
     append(list, kWinograd);
     append(list, kPool);
+    append(list, kLayerNorm);
     append(list, kEpilogue);
     append(list, kPeak);
     return list;

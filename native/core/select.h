@@ -7,6 +7,7 @@
 #include "kernels/dwconv/dwconv.h"
 #include "kernels/epilogue/epilogue.h"
 #include "kernels/igemm/igemm.h"
+#include "kernels/layernorm/layernorm.h"
 #include "kernels/peak/peak.h"
 #include "kernels/pool/pool.h"
 #include "kernels/winograd/winograd.h"
@@ -23,6 +24,7 @@ const dwconv::Kernel& dwconv_kernel(Isa isa);
 // The Winograd transforms of tiles of this size, or null.
 const winograd::Kernel* winograd_kernel(Isa isa, size_t outputs);
 const pool::Kernel& pool_kernel(Isa isa);
+const layernorm::Kernel& layernorm_kernel(Isa isa);
 const epilogue::Kernel& epilogue_kernel(Isa isa);
 const peak::Kernel& peak_kernel(Isa isa);
 

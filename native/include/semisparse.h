@@ -226,6 +226,13 @@ SEMISPARSE_API semisparse_status semisparse_pool_run(
     const semisparse_pool_desc* desc, const float* x, int64_t batch, int64_t height, int64_t width,
     int64_t channels, float* y, const char* isa, semisparse_parallel_for parallel_for, void* ctx);
 
+/* Layer normalisation of the channels of each position. x, y: [batch, positions, channels]; scale,
+ * shift: [channels]; mask: [positions], 0 where a position is not computed but holds 0, or NULL. */
+SEMISPARSE_API semisparse_status semisparse_layer_norm_run(
+    const float* x, int64_t batch, int64_t positions, int64_t channels, const float* scale,
+    const float* shift, float epsilon, const uint8_t* mask, float* y, const char* isa,
+    semisparse_parallel_for parallel_for, void* ctx);
+
 /* What this machine can do, measured on the calling thread for about the given time: fused
  * multiply-adds of one instruction set from registers (FLOP/s, an FMA is 2), and copying a buffer
  * of the given size (bytes/s, read plus written). */

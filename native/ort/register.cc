@@ -5,6 +5,7 @@
 #include "ort/chain_op.h"
 #include "ort/conv_op.h"
 #include "ort/host.h"
+#include "ort/layer_norm_op.h"
 #include "ort/ort_api.h"
 #include "ort/pool_op.h"
 #include "ort/squeeze_excite_op.h"
@@ -21,6 +22,7 @@ const std::vector<const OrtCustomOp*>& operators() {
     auto* list = new std::vector<const OrtCustomOp*>(conv_operators());
     for (const OrtCustomOp* op : chain_operators()) list->push_back(op);
     for (const OrtCustomOp* op : pool_operators()) list->push_back(op);
+    for (const OrtCustomOp* op : layer_norm_operators()) list->push_back(op);
     for (const OrtCustomOp* op : squeeze_excite_operators()) list->push_back(op);
     return list;
   }();

@@ -104,6 +104,11 @@ _POOL_ATTRIBUTES = {
     "GlobalL2Pool": {},
 }
 
+_LAYER_NORMS = {
+    "LayerNorm": ("X", "Scale", "Shift"),
+    "LayerNormMasked": ("X", "Scale", "Shift", "mask"),
+}
+
 # ONNX's operations that work on every number by itself: of one tensor, and of several that are
 # broadcast to one another.
 UNARY = frozenset(
@@ -317,13 +322,21 @@ def layers_of(op_type: str, name: str) -> list[str]:
     return name.split(STAGE_SEPARATOR) if several else [name]
 
 
-def is_by_position(op_type: str, axis: int | None) -> bool:
-    """Whether an operation of ONNX computes a position of `[N, H, W, C]` from that position alone.
+def is_layer_norm(domain: str, op_type: str) -> bool:
+    """Whether an operator is a layer normalisation of `semisparse`."""
+    return domain == DOMAIN and op_type in _LAYER_NORMS
+
+
+def is_by_position(domain: str, op_type: str, axis: int | None) -> bool:
+    """Whether an operation computes a position of `[N, H, W, C]` from that position alone.
 
     Args:
-        op_type: in the default domain, none of whose inputs is spread over the plane.
+        domain: the operation's; "" is that of ONNX.
+        op_type: in the domain, none of whose inputs is spread over the plane.
         axis: the attribute; None if it is not written.
     """
+    if domain:
+        return is_layer_norm(domain, op_type)
     if op_type in _ALONG_AXIS:
         return (_ALONG_AXIS[op_type] if axis is None else axis) in (-1, 3)
     return op_type in UNARY or op_type in BROADCASTING
@@ -333,13 +346,15 @@ def portable_bodies(name: str) -> list[onnx.FunctionProto]:
     """The operator as a model-local function, after the functions that it calls.
 
     Args:
-        name: of a convolution, a chain, squeeze and excitation, or a pool.
+        name: of a convolution, a chain, squeeze and excitation, a layer normalisation, or a pool.
 
     Raises:
         ValueError: no operator has that name.
     """
     if name in _POOL_ATTRIBUTES:
         return [_pool(name)]
+    if name in _LAYER_NORMS:
+        return [_layer_norm(name)]
     op = parse(name)
     if isinstance(op, SqueezeExciteOp):
         return [_pool("GlobalAveragePool"), *map(_conv, op.layers), _squeeze_excite(op)]
@@ -382,6 +397,22 @@ def _squeeze_excite(op: SqueezeExciteOp) -> onnx.FunctionProto:
         f"Y = {'Mul(X, gates)' if op.scales else 'Identity(gates)'}"
     )
     return _function(op.name, op.inputs, {}, body)
+
+
+def _layer_norm(name: str) -> onnx.FunctionProto:
+    result = "Y" if name == "LayerNorm" else "normed"
+    steps = [
+        f"{result} = LayerNormalization<axis = -1, epsilon: float = @epsilon>(X, Scale, Shift)"
+    ]
+    if name == "LayerNormMasked":
+        steps += [
+            "computed = Cast<to = 9>(mask)",
+            "last = Constant<value_ints = [-1]>()",
+            "rows = Unsqueeze(computed, last)",
+            "zero = Constant<value_float = 0.0>()",
+            "Y = Where(rows, normed, zero)",
+        ]
+    return _function(name, _LAYER_NORMS[name], {"epsilon": "float = 0.00001"}, "\n".join(steps))
 
 
 def _pool(name: str) -> onnx.FunctionProto:

@@ -26,6 +26,11 @@ struct Vec {
   static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
   static T div(T a, T b) { return _mm256_div_ps(a, b); }
   static T sqrt(T a) { return _mm256_sqrt_ps(a); }
+  static float sum(T a) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
   static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   // acc += a * b. From the intrinsic GCC 12 makes instructions that overwrite a or b instead, and
   // with 12 accumulators in 16 registers pays with copies and spills: 6 x 16 kernels had 65% of the

@@ -30,6 +30,7 @@ struct Vec {
   static T mul(T a, T b) { return _mm512_mul_ps(a, b); }
   static T div(T a, T b) { return _mm512_div_ps(a, b); }
   static T sqrt(T a) { return _mm512_sqrt_ps(a); }
+  static float sum(T a) { return _mm512_reduce_add_ps(a); }
   static T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
   static void accumulate(T& acc, T a, T b) { acc = fma(a, b, acc); }
   // x86 gives the second operand where either is NaN, so a NaN in v comes through.

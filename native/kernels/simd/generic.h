@@ -46,6 +46,7 @@ struct Vec {
   static T sqrt(T a) {
     return map([&](int i) { return __builtin_sqrtf(a.f[i]); });
   }
+  static float sum(T a) { return (a.f[0] + a.f[1]) + (a.f[2] + a.f[3]); }
   static T fma(T a, T b, T c) {
     return map([&](int i) { return a.f[i] * b.f[i] + c.f[i]; });
   }

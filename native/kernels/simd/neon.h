@@ -34,6 +34,7 @@ struct Vec {
   static T mul(T a, T b) { return vmulq_f32(a, b); }
   static T div(T a, T b) { return vdivq_f32(a, b); }
   static T sqrt(T a) { return vsqrtq_f32(a); }
+  static float sum(T a) { return vaddvq_f32(a); }
   static T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static void accumulate(T& acc, T a, T b) { acc = fma(a, b, acc); }
   // acc += a * b[K], one instruction that needs no broadcast of b. From the intrinsic GCC 12 makes

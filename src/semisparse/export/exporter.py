@@ -19,6 +19,7 @@ from semisparse.export.fold import fold
 from semisparse.export.fuse import fuse, is_conv
 from semisparse.export.gate import fuse_gates
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
+from semisparse.export.layer_norm import own_layer_norms
 from semisparse.export.layout import read_nchw, to_nhwc, transposes
 from semisparse.export.linear import linear_to_conv
 from semisparse.export.mask import layer_of, put_masks
@@ -155,6 +156,7 @@ def build(
     fuse_squeeze_excite(graph_model)
     if chains:
         fuse_chains(graph_model)
+    own_layer_norms(graph_model)
     mask_unread(graph_model)
     read_nchw(graph_model)
     passes.OutputFixPass()(graph_model)

@@ -25,15 +25,19 @@ def mask_unread(model: ir.Model) -> None:
     A masked pointwise convolution reads its computed positions only, so the convolution before it
     needs no others; a masked 3x3 one reads them and their neighbours. What works position by
     position, as activations, sums and a layer normalisation of the channels do, reads what is read
-    of it, so that in ConvNeXt a mask on a block's last layer reaches all three. What nobody reads
-    holds the bias where the convolution was dense, and else the fill that it had. One whose fill is
-    the mean keeps its own mask. The stages of a chain do without it by themselves.
+    of it, so that in ConvNeXt a mask on a block's last layer reaches all three, and the layer
+    normalisation computes no more either. What nobody reads holds the bias where the convolution
+    was dense, and else the fill that it had. One whose fill is the mean keeps its own mask. The
+    stages of a chain do without it by themselves.
     """
     known: dict[ir.Value, Plane | None] = {}
     # Readers come after what they read, so this reaches backwards through any number of them.
     for node in reversed(list(model.graph)):
         read = read_positions(node.outputs[0], known) if _can_mask(node) else None
         if read is None:
+            continue
+        if not is_conv(node):
+            _mask_layer_norm(model, node, read)
             continue
         sources = _sources(node)
         needed = np.zeros(sources.shape, bool)
@@ -79,11 +83,9 @@ def read_positions(value: ir.Value, known: dict[ir.Value, Plane | None]) -> Plan
 def _is_by_position(node: ir.Node, value: ir.Value) -> bool:
     """Whether what a node puts out at a position depends on the value there only."""
     axis = node.attributes.get("axis")
-    return (
-        not node.domain
-        and ops.is_by_position(node.op_type, None if axis is None else axis.as_int())
-        and all(_same_plane(output, value) for output in node.outputs)
-    )
+    return ops.is_by_position(
+        node.domain, node.op_type, None if axis is None else axis.as_int()
+    ) and all(_same_plane(output, value) for output in node.outputs)
 
 
 def _same_plane(one: ir.Value, other: ir.Value) -> bool:
@@ -92,6 +94,9 @@ def _same_plane(one: ir.Value, other: ir.Value) -> bool:
 
 
 def _can_mask(node: ir.Node) -> bool:
+    if ops.is_layer_norm(node.domain, node.op_type):
+        shape = node.outputs[0].shape
+        return shape is not None and shape.rank() == 4
     # Without one of its two sources a mean that is read would be another one.
     return is_conv(node) and ops.ConvOp.parse(node.op_type).fill != "mean"
 
@@ -150,6 +155,15 @@ def _mask(model: ir.Model, node: ir.Node, computed: Plane) -> None:
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
+
+
+def _mask_layer_norm(model: ir.Model, node: ir.Node, read: Plane) -> None:
+    """Let a layer normalisation compute these positions only."""
+    if read.all():
+        return
+    node.op_type = "LayerNormMasked"
+    node.resize_inputs(4)
+    node.replace_input_with(3, _shared(model, f"{node.name}.mask", read.astype(np.uint8)))
 
 
 def _shared(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:

@@ -141,9 +141,7 @@ def _only_reader(
         for node in readers[value]:
             if _is_ours(node) and node.input[0] == value and value not in node.input[1:]:
                 found[node.name] = node
-            elif not node.domain and ops.is_by_position(
-                node.op_type, _attributes(node).get("axis")
-            ):
+            elif ops.is_by_position(node.domain, node.op_type, _attributes(node).get("axis")):
                 values += [output for output in node.output if output not in seen]
                 seen.update(node.output)
             else:
@@ -172,7 +170,12 @@ def put_masks(
     result.CopyFrom(model)
     by_node = {name: (place, choice) for place, choice in masked.items() for name in place.nodes}
     constants: dict[str, NDArray[Any]] = {}
+    unread: dict[str, NDArray[np.uint8]] = {}  # of a value, where it is computed
     for node in result.graph.node:
+        if ops.is_layer_norm(node.domain, node.op_type) and node.input[0] in unread:
+            constants[f"{node.name}/mask"] = unread[node.input[0]]
+            node.op_type = "LayerNormMasked"
+            node.input.append(f"{node.name}/mask")
         if node.name not in by_node:
             continue
         place, choice = by_node[node.name]
@@ -185,6 +188,8 @@ def put_masks(
                 continue
             wanted = sparsity if spared or layer.name in choice.layers else 0.0
             mask = spread_mask(*layer.plane, wanted, choice.block)
+            if spared:
+                unread[node.output[0]] = mask.astype(np.uint8)
             arrays = {f"{layer.name}/{kind}": a for kind, a in _fill_arrays(mask, own_fill).items()}
             constants |= arrays
             own.append([*arrays])

@@ -1,0 +1,107 @@
+// Layer normalisation through the C API against the textbook's loop, masked and not, serially and
+// on threads, and arguments that are refused.
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/api.h"
+#include "tests/guarded.h"
+#include "tests/thread_pool.h"
+
+using namespace semisparse::test;
+
+namespace {
+
+void check(uint64_t seed, ThreadPool& pool, const std::vector<std::string>& isas) {
+  Random random(seed);
+  const int64_t batch = random.between(0, 3);
+  const int64_t positions = random.between(1, random.chance(0.2) ? 3000 : 50);
+  const int64_t channels = random.between(1, random.chance(0.2) ? 400 : 40);
+  const auto row = static_cast<size_t>(channels);
+  const auto rows = static_cast<size_t>(batch * positions);
+  Guarded<float> x(rows * row, random);
+  Guarded<float> scale(row, random);
+  Guarded<float> shift(row, random);
+  fill(x, random, true);
+  fill(scale, random, true);
+  fill(shift, random, true);
+  std::vector<uint8_t> mask;
+  if (random.chance(0.6)) {
+    const double sparsity = random.chance(0.2) ? 1 : 0.5;
+    for (int64_t p = 0; p < positions; ++p) mask.push_back(random.chance(sparsity) ? 0 : 1);
+  }
+
+  std::vector<double> want;
+  for (size_t i = 0; i < rows; ++i) {
+    double mean = 0;
+    double variance = 0;
+    for (size_t c = 0; c < row; ++c) mean += x[i * row + c] / static_cast<double>(row);
+    for (size_t c = 0; c < row; ++c) {
+      variance += std::pow(x[i * row + c] - mean, 2) / static_cast<double>(row);
+    }
+    const bool computed = mask.empty() || mask[i % mask.size()] != 0;
+    for (size_t c = 0; c < row; ++c) {
+      const double normal = (x[i * row + c] - mean) / std::sqrt(variance + 1e-5);
+      want.push_back(computed ? normal * scale[c] + shift[c] : 0);
+    }
+  }
+  for (const std::string& isa : isas) {
+    for (const bool threads : {false, true}) {
+      context = "seed " + std::to_string(seed) + " " + isa;
+      Guarded<float> got(want.size(), random);
+      for (size_t i = 0; i < got.size(); ++i) got[i] = -77;  // what is forgotten shows
+      CHECK_OK(semisparse_layer_norm_run(
+          x.data(), batch, positions, channels, scale.data(), shift.data(), 1e-5f,
+          mask.empty() ? nullptr : mask.data(), got.data(), isa.c_str(),
+          threads ? ThreadPool::parallel_for : nullptr, threads ? &pool : nullptr));
+      for (size_t i = 0; i < got.size(); ++i) {
+        CHECK(std::abs(got[i] - want[i]) <= 2e-5 * (1 + std::abs(want[i])));
+      }
+    }
+  }
+}
+
+void check_refused() {
+  context = "arguments";
+  const std::vector<float> x(24, 1.0f);
+  const std::vector<float> ones(4, 1.0f);
+  std::vector<float> y(24, -77.0f);
+  const auto run = [&](const float* in, int64_t batch, int64_t positions, int64_t channels,
+                       const float* scale, const float* shift, float epsilon, float* out,
+                       const char* isa) {
+    return semisparse_layer_norm_run(in, batch, positions, channels, scale, shift, epsilon, nullptr,
+                                     out, isa, nullptr, nullptr);
+  };
+  const auto refuse = [](semisparse_status got, semisparse_status want) {
+    CHECK_EQUAL(static_cast<int>(got), static_cast<int>(want));
+    const std::string error = semisparse_last_error();
+    CHECK(error.size() > 10 && error.back() == '.');
+  };
+  const float* one = ones.data();
+  constexpr auto kInvalid = SEMISPARSE_INVALID_ARGUMENT;
+  refuse(run(nullptr, 1, 6, 4, one, one, 0, y.data(), nullptr), kInvalid);
+  refuse(run(x.data(), 1, 6, 4, nullptr, one, 0, y.data(), nullptr), kInvalid);
+  refuse(run(x.data(), 1, 6, 4, one, nullptr, 0, y.data(), nullptr), kInvalid);
+  refuse(run(x.data(), 1, 6, 4, one, one, 0, nullptr, nullptr), kInvalid);
+  refuse(run(x.data(), 1, 6, 4, one, one, -1, y.data(), nullptr), kInvalid);
+  refuse(run(x.data(), 1, 6, 4, one, one, NAN, y.data(), nullptr), kInvalid);
+  refuse(run(x.data(), 1, 6, 4, one, one, 0, y.data(), "none"), SEMISPARSE_UNSUPPORTED);
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  for (const int64_t value : {-kMost - 1, int64_t{-1}, int64_t{1} << 40, kMost}) {
+    refuse(run(x.data(), value, 6, 4, one, one, 0, y.data(), nullptr), kInvalid);
+    refuse(run(x.data(), 1, value, 4, one, one, 0, y.data(), nullptr), kInvalid);
+    refuse(run(x.data(), 1, 6, value, one, one, 0, y.data(), nullptr), kInvalid);
+  }
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+}
+
+}  // namespace
+
+int main() {
+  ThreadPool pool(3);
+  const std::vector<std::string> isas = usable_isas();
+  for (size_t i = 0; i < rounds(300); ++i) check(i, pool, isas);
+  check_refused();
+}
