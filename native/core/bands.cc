@@ -1,7 +1,6 @@
 #include "core/bands.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <limits>
 
@@ -49,15 +48,6 @@ size_t rows_per_band(const Stages& stages, Conv::Plane in) {
   const size_t one = reach(d, 0) * row.in + row.out;
   if (budget <= one) return 1;
   return 1 + (budget - one) / (static_cast<size_t>(d.strides[0]) * row.in + row.out);
-}
-
-// The bits of i, of which 2 * half is the first that is not used, in reverse.
-size_t reversed(size_t i, size_t half) {
-  size_t to = 0;
-  for (size_t bit = 1; half != 0; bit <<= 1, half >>= 1) {
-    if ((i & bit) != 0) to |= half;
-  }
-  return to;
 }
 
 }  // namespace
@@ -224,7 +214,7 @@ bool Bands::fit() const {
   return window <= l2_cache_bytes() * 3 / 4;
 }
 
-// One thread's window, and the band that is in it.
+// One thread's window, and which band is in it.
 class Bands::Worker {
  public:
   Worker(const Bands& bands, const Stages& stages, const Run& run)
@@ -235,7 +225,10 @@ class Bands::Worker {
         window_(scratch_.data()),
         filtered_(window_ + bands.window_rows_ * bands.row_floats()) {}
 
-  void work(size_t image, size_t index) {
+  // The bands of all images are counted, one image after the other.
+  void work(size_t number) {
+    const size_t image = number / bands_.bands_.size();
+    const size_t index = number % bands_.bands_.size();
     const Band& band = bands_.bands_[index];
     const size_t in_plane = static_cast<size_t>(bands_.in_.height * bands_.in_.width);
     const size_t out_plane = static_cast<size_t>(bands_.out_.height * bands_.out_.width);
@@ -250,8 +243,10 @@ class Bands::Worker {
 
     const float* filter_input = x;
     if (stages_.expand != nullptr) {
-      expand(x, inputs, index);
+      const bool holds_last = index > 0 && number == next_;
+      expand(x, inputs, band, holds_last ? &bands_.bands_[index - 1] : nullptr);
       filter_input = window_;
+      next_ = number + 1;
     }
     const bool projects = stages_.project != nullptr;
     const GatherPlanes filter{
@@ -264,17 +259,15 @@ class Bands::Worker {
   }
 
  private:
-  // The band's rows into the window.
-  void expand(const float* x, size_t inputs, size_t index) {
-    const Band& band = bands_.bands_[index];
-    if (held_ != nullptr && index > 0 && held_ == &bands_.bands_[index - 1]) {
-      std::memmove(window_, window_ + (band.first - held_->first) * bands_.row_floats(),
+  // The band's rows into the window, which may hold the band before it.
+  void expand(const float* x, size_t inputs, const Band& band, const Band* held) {
+    if (held != nullptr) {
+      std::memmove(window_, window_ + (band.first - held->first) * bands_.row_floats(),
                    (band.kept - band.first) * bands_.row_floats() * sizeof(float));
     } else {
       expand_rows(x, inputs, band, band.halo, band.first, band.kept);
     }
     expand_rows(x, inputs, band, band.fresh, band.kept, band.last);
-    held_ = &band;
   }
 
   void expand_rows(const float* x, size_t inputs, const Band& band, const Gather& gather,
@@ -301,26 +294,17 @@ class Bands::Worker {
   ThreadScratch scratch_;
   float* window_;
   float* filtered_;
-  const Band* held_ = nullptr;
+  size_t next_ = 0;  // number of the band that follows the one in the window
 };
 
-// A thread that has done a band goes on with the next one, whose first rows it has already, until
-// it meets one that is taken; where threads begin is spread over the plane. So the rows that two
-// bands share are computed twice only where two threads meet, whatever the number of threads.
+// A thread that goes on with the next band has its first rows already. So the rows that two bands
+// share are computed twice only where two threads meet.
 void Bands::run(const Stages& stages, const Run& run, const Parallel& parallel) const {
-  const size_t shares = run.images * bands_.size();
-  size_t half = 1;
-  while (2 * half < shares) half *= 2;
-  std::vector<std::atomic<bool>> taken(shares);
-  parallel(2 * half, [&](size_t i) {
-    size_t share = reversed(i, half) * shares / (2 * half);
-    if (taken[share].exchange(true)) return;
-    Worker worker(*this, stages, run);
-    do {
-      worker.work(share / bands_.size(), share % bands_.size());
-      ++share;
-    } while (share < shares && !taken[share].exchange(true));
-  });
+  parallel.ranges(
+      run.images * bands_.size(), 1, [&] { return Worker(*this, stages, run); },
+      [&](Worker& worker, size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) worker.work(i);
+      });
 }
 
 }  // namespace semisparse

@@ -25,11 +25,7 @@ const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const
 }
 
 const semisparse_chain_stage& pointwise(const semisparse_chain_stage& stage, const char* name) {
-  const semisparse_conv_desc& d = *checked(stage, name).desc;
-  const bool fits = d.kernel[0] == 1 && d.kernel[1] == 1 && d.strides[0] == 1 &&
-                    d.strides[1] == 1 && d.group == 1 &&
-                    std::all_of(d.pads, d.pads + 4, [](int64_t pad) { return pad == 0; });
-  if (!fits) {
+  if (!is_pointwise(*checked(stage, name).desc)) {
     invalid(std::string(name) +
             " of the chain is no pointwise convolution; its kernel, strides and group must be 1 "
             "and its pads 0");

@@ -310,6 +310,13 @@ size_t Conv::tiles_per_call() const {
   return std::clamp<size_t>(kRowFloats / (depth * mr_), 1, kMost);
 }
 
+bool is_pointwise(const semisparse_conv_desc& desc) {
+  const auto is_one = [](int64_t v) { return v == 1; };
+  return std::all_of(desc.kernel, desc.kernel + 2, is_one) && is_one(desc.group) &&
+         std::all_of(desc.strides, desc.strides + 2, is_one) &&
+         std::all_of(desc.pads, desc.pads + 4, [](int64_t pad) { return pad == 0; });
+}
+
 bool Conv::takes_gate() const {
   const auto no_padding = [](int64_t pad) { return pad == 0; };
   return dwconv_ == nullptr && desc_.group == 1 && !reads_nchw() && desc_.kernel[0] == 1 &&

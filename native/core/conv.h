@@ -21,6 +21,9 @@
 
 namespace semisparse {
 
+// Whether kernel, strides and group are 1 and there is no padding.
+bool is_pointwise(const semisparse_conv_desc& desc);
+
 class Conv {
  public:
   // What becomes of the caller's weights. Where they stay in place for as long as the convolution,

@@ -18,8 +18,6 @@ constexpr size_t kGrainFlops = size_t{256} << 10;
 constexpr size_t kDepthwiseFlop = 4;  // takes so many times as long as any other
 // Whoever computes a group streams it from beyond the cache once, which enough rows must pay for.
 constexpr size_t kRowsPerStream = 96;
-// Numbers that are copied or multiplied, likewise.
-constexpr size_t kGrainFloats = size_t{16} << 10;
 
 using Four = float __attribute__((vector_size(16)));
 
@@ -71,9 +69,6 @@ void repeat(const float* from, size_t n, size_t times, float* to) {
   }
   for (; i < n; ++i) std::fill_n(to + i * times, times, from[i]);
 }
-
-// Of rows of so many numbers.
-size_t grain_of(size_t floats) { return ceil_div(kGrainFloats, std::max<size_t>(1, floats)); }
 
 void check_batch(int64_t batch, Conv::Plane out) {
   const int64_t plane = out.height * out.width;

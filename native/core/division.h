@@ -11,6 +11,13 @@ constexpr size_t kLineFloats = 16;   // of a cache line
 
 inline size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
+// Fewest rows of so many numbers that are worth a thread, where they are copied, multiplied, added
+// up or normalised: some microseconds.
+inline size_t grain_of(size_t floats) {
+  constexpr size_t kGrainFloats = size_t{16} << 10;
+  return ceil_div(kGrainFloats, floats < 1 ? 1 : floats);
+}
+
 // Rows cut into tiles of up to mr, as equal as can be, and those into calls of a kernel.
 class Calls {
  public:

@@ -9,11 +9,6 @@
 #include "core/select.h"
 
 namespace semisparse {
-namespace {
-
-constexpr size_t kGrainFloats = size_t{8} << 10;  // fewest that are worth a thread
-
-}  // namespace
 
 LayerNorm::LayerNorm(size_t channels, const float* scale, const float* shift, float epsilon,
                      const uint8_t* mask, size_t positions, const IsaInfo& isa)
@@ -45,7 +40,7 @@ void LayerNorm::run(const float* x, size_t rows, float* y, const Parallel& paral
     }
     return;
   }
-  parallel.ranges(rows, ceil_div(kGrainFloats, rows_.channels), [&](size_t begin, size_t end) {
+  parallel.ranges(rows, grain_of(rows_.channels), [&](size_t begin, size_t end) {
     layernorm::Rows some = rows_;
     some.x = x;
     some.y = y;
@@ -56,10 +51,9 @@ void LayerNorm::run(const float* x, size_t rows, float* y, const Parallel& paral
 }
 
 void LayerNorm::run_image(const float* x, float* y, const Parallel& parallel) const {
-  const size_t grain = ceil_div(kGrainFloats, rows_.channels);
   // Nothing computed is one task, too, for the sake of what is masked.
   const size_t tasks = std::max<size_t>(1, computed_.size());
-  parallel.ranges(tasks, grain, [&](size_t begin, size_t end) {
+  parallel.ranges(tasks, grain_of(rows_.channels), [&](size_t begin, size_t end) {
     layernorm::Rows some = rows_;
     some.x = x;
     some.y = y;

@@ -164,18 +164,30 @@ class Parallel {
   // [0, n). How many there are depends on how fast the threads are.
   template <typename Task>
   void ranges(size_t n, size_t grain, const Task& task) const {
+    const auto nothing = [] { return 0; };
+    ranges(n, grain, nothing, [&](int, size_t begin, size_t end) { task(begin, end); });
+  }
+
+  // The same with task(own, begin, end), where `own` is what make() has given to the thread; most
+  // ranges begin where its last one ended.
+  template <typename Make, typename Task>
+  void ranges(size_t n, size_t grain, const Make& make, const Task& task) const {
     if (n == 0) return;
     grain = std::max<size_t>(1, grain);
     const Threads::Job job = Threads::next_job();
     const size_t shares = std::min(job.threads, n / grain);
     if (fn_ == nullptr || shares <= 1 || n > std::numeric_limits<uint32_t>::max()) {
-      task(size_t{0}, n);
+      auto own = make();
+      task(own, size_t{0}, n);
       return;
     }
     Shares left(job.number, n, grain, shares);
     (*this)(shares, [&](size_t share) {
       left.begin();
-      for (Shares::Part part; (part = left.take(share)).size() > 0;) task(part.begin, part.end);
+      Shares::Part part = left.take(share);
+      if (part.size() == 0) return;
+      auto own = make();
+      for (; part.size() > 0; part = left.take(share)) task(own, part.begin, part.end);
     });
     Threads::saw(left.threads());
   }

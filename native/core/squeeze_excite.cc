@@ -26,12 +26,8 @@ const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const
             " layer of squeeze and excitation lacks its desc or its weights; "
             "both must be given");
   }
-  const semisparse_conv_desc& d = *stage.desc;
-  const auto is_one = [](int64_t v) { return v == 1; };
-  const bool fits = std::all_of(d.kernel, d.kernel + 2, is_one) && d.group == 1 &&
-                    number_of(d.input_layout) == SEMISPARSE_NHWC &&
-                    std::all_of(d.strides, d.strides + 2, is_one) && stage.source == nullptr &&
-                    std::all_of(d.pads, d.pads + 4, [](int64_t pad) { return pad == 0; });
+  const bool fits = is_pointwise(*stage.desc) && stage.source == nullptr &&
+                    number_of(stage.desc->input_layout) == SEMISPARSE_NHWC;
   if (!fits) {
     invalid(std::string(name) +
             " layer of squeeze and excitation is no dense pointwise "
@@ -90,10 +86,9 @@ void SqueezeExcite::run(const float* x, int64_t batch, int64_t height, int64_t w
   squeeze_.run(means, batch, 1, 1, nullptr, squeezed, parallel);
   excite_.run(squeezed, batch, 1, 1, nullptr, gates, parallel);
   if (!scales_) return;
-  const size_t grain = ceil_div(kSummedFloats, channels);
   for (size_t i = 0; i < images; ++i) {
     const size_t first = i * positions * channels;
-    parallel.ranges(positions, grain, [&](size_t begin, size_t end) {
+    parallel.ranges(positions, grain_of(channels), [&](size_t begin, size_t end) {
       gate_rows(x + first, begin, end, channels, gates + i * channels, y + first);
     });
   }

@@ -391,6 +391,33 @@ void check_squeeze_excite() {
   for (const float v : y) CHECK(v != -77.0f);
 }
 
+void check_layer_norm() {
+  context = "layer normalisation";
+  const std::vector<float> x(24, 1.0f);
+  const std::vector<float> ones(4, 1.0f);
+  std::vector<float> y(24, -77.0f);
+  const auto run = [](const float* in, int64_t batch, int64_t positions, int64_t channels,
+                      const float* scale, const float* shift, float epsilon, float* out,
+                      const char* isa = nullptr) {
+    return semisparse_layer_norm_run(in, batch, positions, channels, scale, shift, epsilon, nullptr,
+                                     out, isa, nullptr, nullptr);
+  };
+  const float* one = ones.data();
+  check_refused(run(nullptr, 1, 6, 4, one, one, 0, y.data()));
+  check_refused(run(x.data(), 1, 6, 4, nullptr, one, 0, y.data()));
+  check_refused(run(x.data(), 1, 6, 4, one, nullptr, 0, y.data()));
+  check_refused(run(x.data(), 1, 6, 4, one, one, 0, nullptr));
+  check_refused(run(x.data(), 1, 6, 4, one, one, -1, y.data()));
+  check_refused(run(x.data(), 1, 6, 4, one, one, NAN, y.data()));
+  check_refused(run(x.data(), 1, 6, 4, one, one, 0, y.data(), "none"), SEMISPARSE_UNSUPPORTED);
+  for (const int64_t value : kHuge) {
+    check_refused(run(x.data(), value, 6, 4, one, one, 0, y.data()));
+    check_refused(run(x.data(), 1, value, 4, one, one, 0, y.data()));
+    check_refused(run(x.data(), 1, 6, value, one, one, 0, y.data()));
+  }
+  for (const float v : y) CHECK_EQUAL(v, -77.0f);
+}
+
 void check_source_map() {
   context = "source map";
   const std::vector<uint8_t> none(6, 0);
@@ -528,6 +555,7 @@ int main() {
   check_scratch();
   check_chain();
   check_squeeze_excite();
+  check_layer_norm();
   check_source_map();
   check_mean_sources();
   check_pool();

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/epilogue/reference.h"
+#include "tests/activation.h"
 #include "tests/api.h"
 #include "tests/guarded.h"
 #include "tests/thread_pool.h"
@@ -202,19 +202,6 @@ ChainHandle Problem::create(const char* isa) const {
   return ChainHandle(chain);
 }
 
-double activation(const semisparse_conv_desc& d, double v) {
-  switch (d.activation) {
-    case SEMISPARSE_RELU:
-      return semisparse::epilogue::reference_clamp(v, 0, INFINITY);
-    case SEMISPARSE_CLIP:
-      return semisparse::epilogue::reference_clamp(v, d.activation_a, d.activation_b);
-    case SEMISPARSE_LEAKY_RELU:
-      return semisparse::epilogue::reference_leaky_relu(v, d.activation_a);
-    default:
-      return v;
-  }
-}
-
 std::vector<double> run_stage(const Stage& stage, int64_t batch, const std::vector<double>& x,
                               const float* residual) {
   const semisparse_conv_desc& d = stage.desc;
@@ -249,7 +236,7 @@ std::vector<double> run_stage(const Stage& stage, int64_t batch, const std::vect
         }
         if (!stage.bias.empty()) v += stage.bias[static_cast<size_t>(o)];
         if (residual != nullptr) v += residual[y.size()];
-        y.push_back(activation(d, v));
+        y.push_back(activated(d, v));
       }
     }
   }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/epilogue/reference.h"
+#include "tests/activation.h"
 #include "tests/api.h"
 #include "tests/guarded.h"
 
@@ -234,28 +234,6 @@ inline void Problem::reference(Guarded<float>& y) {
     }
     return sum;
   };
-  const auto activation = [&](double v) {
-    switch (desc.activation) {
-      case SEMISPARSE_RELU:
-        return epilogue::reference_clamp(v, 0, INFINITY);
-      case SEMISPARSE_CLIP:
-        return epilogue::reference_clamp(v, desc.activation_a, desc.activation_b);
-      case SEMISPARSE_LEAKY_RELU:
-        return epilogue::reference_leaky_relu(v, desc.activation_a);
-      case SEMISPARSE_SILU:
-        return epilogue::reference_silu(v);
-      case SEMISPARSE_HARD_SWISH:
-        return epilogue::reference_hard_swish(v);
-      case SEMISPARSE_SIGMOID:
-        return epilogue::reference_sigmoid(v);
-      case SEMISPARSE_HARD_SIGMOID:
-        return epilogue::reference_hard_sigmoid(v);
-      case SEMISPARSE_GELU:
-        return epilogue::reference_gelu(v);
-      default:
-        return v;
-    }
-  };
   size_t at = 0;
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t p = 0; p < out_height * out_width; ++p) {
@@ -269,7 +247,7 @@ inline void Problem::reference(Guarded<float>& y) {
         }
         if (bias) v += (*bias)[static_cast<size_t>(o)];
         if (residual) v += (*residual)[at];
-        y[at] = static_cast<float>(activation(v));
+        y[at] = static_cast<float>(activated(desc, v));
       }
     }
   }

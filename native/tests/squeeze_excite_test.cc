@@ -5,13 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "kernels/epilogue/reference.h"
+#include "tests/activation.h"
 #include "tests/api.h"
 #include "tests/guarded.h"
 #include "tests/thread_pool.h"
 
 using namespace semisparse::test;
-namespace epilogue = semisparse::epilogue;
 
 namespace {
 
@@ -21,19 +20,6 @@ struct DestroySqueezeExcite {
   }
 };
 using Handle = std::unique_ptr<semisparse_squeeze_excite, DestroySqueezeExcite>;
-
-double activated(semisparse_activation activation, double v) {
-  switch (activation) {
-    case SEMISPARSE_RELU:
-      return epilogue::reference_clamp(v, 0, INFINITY);
-    case SEMISPARSE_SILU:
-      return epilogue::reference_silu(v);
-    case SEMISPARSE_HARD_SIGMOID:
-      return epilogue::reference_hard_sigmoid(v);
-    default:
-      return epilogue::reference_sigmoid(v);
-  }
-}
 
 // One of the two layers.
 struct Layer {
@@ -63,7 +49,7 @@ struct Layer {
     for (size_t o = 0; o < static_cast<size_t>(desc.out_channels); ++o) {
       double sum = bias.empty() ? 0 : bias[o];
       for (size_t c = 0; c < x.size(); ++c) sum += weights[o * x.size() + c] * x[c];
-      y.push_back(activated(desc.activation, sum));
+      y.push_back(activated(desc, sum));
     }
     return y;
   }
