@@ -197,20 +197,20 @@ def _from_name(
 
         from semisparse.export import export_onnx
         from semisparse.sparsifier import Sparsifier
-        from semisparse.training.models import create
+        from semisparse.training.models import create, full_name
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"Timing {name} by name needs {error.name}, which is not installed; "
             "run pip install 'semisparse[bench]', or give an exported .onnx file."
         ) from error
 
-    full_name = name if "/" in name or ":" in name else f"torchvision/{name}"
+    full = full_name(name)
 
     def module() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            made = create(full_name, _CLASSES).eval()
-        if full_name.startswith("timm/"):
+            made = create(full, _CLASSES).eval()
+        if full.startswith("timm/"):
             from timm.utils.model import reparameterize_model
 
             made = reparameterize_model(made)
@@ -260,7 +260,7 @@ def _from_name(
         return Variant(*kind, path, expected, work)
 
     settings = {
-        "model": full_name,
+        "model": full,
         "image_size": size,
         "classes": _CLASSES,
         "seed": _SEED,

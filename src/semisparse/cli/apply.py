@@ -46,7 +46,7 @@ def apply(
     model: Annotated[
         str | None,
         typer.Option(
-            help="torchvision/NAME, timm/NAME, module.path:factory, or the folder of a finished "
+            help="torchvision/NAME or NAME, timm/NAME, module.path:factory, or the folder of a finished "
             "run without masks.",
             rich_help_panel=options.MODEL,
         ),

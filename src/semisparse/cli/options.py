@@ -21,7 +21,7 @@ InputSeed = Annotated[int, typer.Option(min=0, help="Seed of the random input.")
 Model = Annotated[
     str | None,
     typer.Option(
-        help="torchvision/NAME, timm/NAME, semisparse/resnet8, or module.path:factory.",
+        help="torchvision/NAME or NAME, timm/NAME, semisparse/resnet8, or module.path:factory.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -38,7 +38,7 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision/NAME, timm/NAME, module.path:factory, the folder of a finished run "
+            help="torchvision/NAME or NAME, timm/NAME, module.path:factory, the folder of a finished run "
             "without masks, or with --measure-only an exported .onnx file."
         ),
     ],

@@ -38,15 +38,16 @@ def create(
 ) -> nn.Module:
     """Create a classifier `[N, input_channels, H, W] -> [N, num_classes]`.
 
-    `name` is `torchvision/NAME`, `timm/NAME`, `semisparse/resnet8`, `semisparse/resnet20`, or
-    `module.path:factory` (looked up from the working directory too; the factory gets those of
-    `num_classes` and `input_channels` that its signature names). `weights` is `None` (random),
-    `"DEFAULT"` (the published ones, downloaded by torchvision or timm), or a path as for
-    `weights.read`. An input layer or head whose weights are for another number of channels or
-    classes is left random, which is said in one line, or refused if the model has to be `exact`.
+    `name` is `torchvision/NAME` or only `NAME`, `timm/NAME`, `semisparse/resnet8`,
+    `semisparse/resnet20`, or `module.path:factory` (looked up from the working directory too; the
+    factory gets those of `num_classes` and `input_channels` that its signature names). `weights` is
+    `None` (random), `"DEFAULT"` (the published ones, downloaded by torchvision or timm), or a path
+    as for `weights.read`. An input layer or head whose weights are for another number of channels
+    or classes is left random, which is said in one line, or refused if the model has to be `exact`.
 
     Raises `ModelError` for an unknown name, and for weights that do not fit the model.
     """
+    name = full_name(name)
     if ":" in name:
         model = _from_factory(name, num_classes, input_channels)
         published = None
@@ -95,6 +96,7 @@ def normalisation(
     """
     if weights is None:
         return None
+    name = full_name(name)
     file = Path(weights).name
     entry: Any
     if name.startswith("torchvision/"):
@@ -113,6 +115,11 @@ def normalisation(
     else:
         return None
     return tuple(entry.mean), tuple(entry.std)
+
+
+def full_name(name: str) -> str:
+    """`torchvision/NAME` where torchvision has a model of that name alone, else `name`."""
+    return f"torchvision/{name}" if name in _torchvision_names() else name
 
 
 def names() -> list[str]:
