@@ -17,12 +17,11 @@ class LayerNorm {
   LayerNorm(size_t channels, const float* scale, const float* shift, float epsilon,
             const uint8_t* mask, size_t positions, const IsaInfo& isa);
 
-  bool masked() const { return !masked_.empty() || !computed_.empty(); }
-
   // x, y: [rows, channels]; with a mask the rows of whole images.
   void run(const float* x, size_t rows, float* y, const Parallel& parallel) const;
 
  private:
+  bool masked() const { return !masked_.empty() || !computed_.empty(); }
   void run_image(const float* x, float* y, const Parallel& parallel) const;
 
   layernorm::Rows rows_;

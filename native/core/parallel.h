@@ -174,9 +174,11 @@ class Parallel {
   void ranges(size_t n, size_t grain, const Make& make, const Task& task) const {
     if (n == 0) return;
     grain = std::max<size_t>(1, grain);
-    const Threads::Job job = Threads::next_job();
+    // The whole of it is not worth two threads, or there is but one: then no job is counted.
+    const bool serial = fn_ == nullptr || n < 2 * grain || n > std::numeric_limits<uint32_t>::max();
+    const Threads::Job job = serial ? Threads::Job{0, 1} : Threads::next_job();
     const size_t shares = std::min(job.threads, n / grain);
-    if (fn_ == nullptr || shares <= 1 || n > std::numeric_limits<uint32_t>::max()) {
+    if (shares <= 1) {
       auto own = make();
       task(own, size_t{0}, n);
       return;

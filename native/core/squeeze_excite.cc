@@ -23,16 +23,14 @@ constexpr size_t kMostSums = 32;  // of an image
 const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const char* name) {
   if (stage.desc == nullptr || stage.weights == nullptr) {
     invalid(std::string(name) +
-            " layer of squeeze and excitation lacks its desc or its weights; "
-            "both must be given");
+            " layer of squeeze and excitation lacks its desc or its weights; both must be given");
   }
   const bool fits = is_pointwise(*stage.desc) && stage.source == nullptr &&
                     number_of(stage.desc->input_layout) == SEMISPARSE_NHWC;
   if (!fits) {
     invalid(std::string(name) +
-            " layer of squeeze and excitation is no dense pointwise "
-            "convolution; its kernel, strides and group must be 1, its pads "
-            "0 and its source map NULL");
+            " layer of squeeze and excitation is no dense pointwise convolution; its kernel, "
+            "strides and group must be 1, its pads 0 and its source map NULL");
   }
   return stage;
 }

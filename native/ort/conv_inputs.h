@@ -39,12 +39,6 @@ constexpr bool is_gate(semisparse_activation activation) {
   return activation == SEMISPARSE_SIGMOID || activation == SEMISPARSE_HARD_SIGMOID;
 }
 
-// What the first layer of squeeze and excitation ends with: those without parameters.
-constexpr bool is_squeezed(semisparse_activation activation) {
-  return activation == SEMISPARSE_RELU || activation == SEMISPARSE_SILU ||
-         activation == SEMISPARSE_HARD_SWISH || activation == SEMISPARSE_GELU;
-}
-
 // W, B and, with a fill, the mask, the source map, or two sources and the weight of the second.
 constexpr size_t conv_inputs(Fill fill) {
   return fill == Fill::kNone ? 2 : fill == Fill::kMean ? 4 : 3;

@@ -11,6 +11,12 @@
 namespace semisparse::ort {
 namespace {
 
+// What the first layer may end with: an activation without parameters.
+constexpr bool is_squeezed(semisparse_activation activation) {
+  return activation == SEMISPARSE_RELU || activation == SEMISPARSE_SILU ||
+         activation == SEMISPARSE_HARD_SWISH || activation == SEMISPARSE_GELU;
+}
+
 class SqueezeExciteOp : public Operator<SqueezeExciteOp> {
  public:
   struct Kernel {

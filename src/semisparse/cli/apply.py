@@ -46,8 +46,8 @@ def apply(
     model: Annotated[
         str | None,
         typer.Option(
-            help="torchvision/NAME or NAME, timm/NAME, module.path:factory, or the folder of a finished "
-            "run without masks.",
+            help="torchvision/NAME or NAME, timm/NAME, module.path:factory, or the folder of a "
+            "finished run without masks.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,

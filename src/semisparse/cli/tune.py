@@ -38,8 +38,8 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision/NAME or NAME, timm/NAME, module.path:factory, the folder of a finished run "
-            "without masks, or with --measure-only an exported .onnx file."
+            help="torchvision/NAME or NAME, timm/NAME, module.path:factory, the folder of a "
+            "finished run without masks, or with --measure-only an exported .onnx file."
         ),
     ],
     out: Annotated[

@@ -14,7 +14,7 @@ def own_layer_norms(model: ir.Model) -> None:
 
     In ConvNeXt ONNX Runtime's takes as long at any sparsity, 6% of the dense network and 13% of one
     with masks of 0.75 on the last layers of blocks (Atto; EPYC, Zen 4, one thread); the library's
-    takes a fifth of that, and computes what is read only.
+    takes half of that, and computes what is read only.
     """
     for node in list(model.graph):
         if _is_of_channels(node):

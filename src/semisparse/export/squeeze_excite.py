@@ -39,10 +39,9 @@ def _fuse(graph: ir.Graph, excite: ir.Node) -> None:
         return
     plane, gates = pool.inputs[0], excite.outputs[0]
     assert plane is not None
-    product = only_reader(gates)
-    scales = product is not None and _is_product(product, plane, gates)
-    last = product if product is not None and scales else excite
-    op = ops.SqueezeExciteOp(str(activations[0]), str(activations[1]), scales)
+    reader = only_reader(gates)
+    last = reader if reader is not None and _is_product(reader, plane, gates) else excite
+    op = ops.SqueezeExciteOp(str(activations[0]), str(activations[1]), scales=last is not excite)
     node = ir.node(
         op.name,
         [plane, *squeeze.inputs[1:], *excite.inputs[1:]],
