@@ -27,6 +27,7 @@ DOORS = {
     "export/verify.py": {"runtime", "check"},  # runs what was exported before it is kept
     "export/metadata.py": {"check"},  # writes the format that check reads
     "bench/harness.py": {"config"},  # which fills there are
+    "bench/work.py": {"ops"},  # what planes the layers of an operator have
     "bench/models.py": {"config", "sparsifier", "export", "training"},  # builds models by name
 }
 ANYWHERE = {"_torchvision"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import semisparse
 from semisparse import ops
+from semisparse.bench.work import work_of
 from semisparse.errors import ExportError, FileFormatError, ModelError
 from semisparse.export import exporter
 from semisparse.masks import mean_sources, source_map
@@ -126,12 +128,12 @@ KINDS = {
     "batch norm before": (
         lambda m, x: m.b(m.n(m.a(x).relu()).relu()),
         {"a": conv(), "b": conv(), "n": norm()},
-        {"ConvRelu": 1, "ConvFillNearest": 1, "ConvFillNearestRelu": 1, "BatchNormalization": 0},
+        {"StemDepthwiseFillNearestRelu": 1, "ConvFillNearest": 1, "BatchNormalization": 0},
     ),
     "batch norm of a value read twice": (
         after(lambda m, x: m.a(x), lambda m, y: m.n(y) + y),
         {"a": conv(), "n": norm()},
-        {"Conv": 1, "ConvFillNearest": 1, "Add": 0, "BatchNormalization": 0},
+        {"StemDepthwiseFillNearest": 1, "Add": 0, "BatchNormalization": 0},
     ),
     "shared": (
         lambda m, x: m.a(m.a(x).relu()).relu(),
@@ -611,6 +613,78 @@ def test_chains(monkeypatch, tmp_path):
         dense = [layer.name for layer in report.layers if written not in layer.op]
         assert dense == [f"{[*CHAINS].index('gate')}.s"]
         sparsifier.detach()
+
+
+STEM = {"e": conv(4, 12, stride=2), "d": depthwise(stride=2)}
+
+# (forward, layers beside or instead of the usual, operators of e, d and p without their fill)
+STEMS = {
+    "three stages": (
+        lambda m, x: m.p(F.relu6(m.d(F.relu6(m.e(x))))),
+        STEM,
+        ["StemDepthwiseProjectClip"] * 3,
+    ),
+    "padded on one side": (
+        lambda m, x: m.p(m.d(m.e(F.pad(x, (0, 1, 2, 0))))),
+        STEM | {"e": nn.Conv2d(4, 12, (2, 5), stride=(1, 2), dilation=(3, 1))},
+        ["StemDepthwiseProject"] * 3,
+    ),
+    "projection with an activation": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()).relu(),
+        STEM,
+        ["StemDepthwiseRelu", "StemDepthwiseRelu", "ConvRelu"],
+    ),
+    "another activation of the stem": (
+        lambda m, x: m.p(m.d(F.silu(m.e(x))).relu()),
+        STEM,
+        ["ConvNchwSilu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+    "image read twice": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()) + m.k(x),
+        STEM | {"k": conv(stride=4)},
+        ["ConvRelu", TAIL + "AddRelu", TAIL + "AddRelu"],
+    ),
+    "stem read twice": (
+        after(lambda m, x: m.e(x).relu(), lambda m, y: y + m.p(m.d(y).relu())),
+        {"e": conv(4, 12, stride=2), "p": pointwise(12, 12)},
+        ["ConvNchwRelu", TAIL + "AddRelu", TAIL + "AddRelu"],
+    ),
+    "pointwise": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        {"d": depthwise(stride=2)},
+        [FULL + "Relu"] * 3,
+    ),
+    "grouped": (
+        lambda m, x: m.p(m.d(m.e(x).relu()).relu()),
+        STEM | {"e": conv(4, 12, groups=2, stride=2)},
+        ["ConvNchwRelu", TAIL + "Relu", TAIL + "Relu"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STEMS)
+@pytest.mark.parametrize("fill", [None, "nearest", "mean"])
+def test_a_chain_begins_with_the_stem(kind, fill, tmp_path):
+    forward, layers, expected = STEMS[kind]
+    model = copy.deepcopy(block(forward, **layers)).eval()
+    planes = {}
+    for name in "edp":
+        getattr(model, name).register_forward_hook(
+            lambda _, args, y, name=name: planes.update({name: tuple(y.shape[2:])})
+        )
+    model(X)
+    if fill is not None:
+        masked(model, X, fill=fill)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert max(report.errors.values()) < 1e-6
+    written = "" if fill is None else f"Fill{fill.title()}"
+    found = {layer.name: layer.op.replace(written, "") for layer in report.layers}
+    assert [found[name] for name in "edp"] == expected
+    nchw = "Nchw" in expected[0] or "Stem" in expected[0]
+    assert report.transposes == (1 if nchw else 2)  # the output's is one
+    reported = {layer.name: (layer.height, layer.width) for layer in report.layers}
+    counted = {layer.name: layer.plane for layer in work_of(onnx.load(report.path)).layers}
+    assert reported == counted == reported | planes
 
 
 def test_chains_can_be_left_apart(tmp_path):

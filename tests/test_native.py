@@ -353,7 +353,7 @@ def block(channels=3, hidden=5, outputs=4, **depthwise):
 def test_chain_is_its_convolutions_in_a_row(form, size, threads, fill):
     rng = np.random.default_rng(0)
 
-    def stage(outputs, inputs, kernel, group=1):
+    def stage(outputs, inputs, kernel, group=1, input_layout="nhwc"):
         mask = rng.random(size) < 0.7
         source, share = native.source_map(mask, "nearest"), None
         if fill == "mean":
@@ -367,11 +367,15 @@ def test_chain_is_its_convolutions_in_a_row(form, size, threads, fill):
             pads=(kernel // 2,) * 4,
             activation="clip",
             activation_b=6.0,
+            input_layout=input_layout,
         )
 
-    stages = [stage(20, 6, 1), stage(20, 1, 3, 20), stage(7, 20, 1)]
-    stages = {"d": stages[1:], "e": stages[: form.count("_") + 1]}[form[0]]
+    first = stage(20, 3, 5, input_layout="nchw") if form[0] == "s" else stage(20, 6, 1)
+    stages = [first, stage(20, 1, 3, 20), stage(7, 20, 1)]
+    stages = stages[1:] if form[0] == "d" else stages[: form.count("_") + 1]
     x = rng.standard_normal((2, *size, stages[0].in_channels)).astype(np.float32)
+    if form[0] == "s":
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     y = x
     for each in stages:
         options = {
@@ -415,6 +419,18 @@ def test_unknown_input_layout_is_refused():
 def test_chain_of_other_convolutions_is_refused(stages, message):
     with pytest.raises(LibraryError, match=message):
         native.Chain("expand_depthwise_project", stages)
+
+
+def test_stem_of_another_kind_is_refused():
+    _, depthwise, project = block()
+    for options, message in (
+        ({}, "the stem .* input_layout 0; it must be NCHW"),
+        ({"input_layout": "nchw", "group": 5}, "the stem .* group 5"),
+    ):
+        group = options.get("group", 1)
+        stem = native.Stage(weights(5, 5 // group, 3, 3), pads=(1, 1, 1, 1), **options)
+        with pytest.raises(LibraryError, match=message):
+            native.Chain("stem_depthwise_project", [stem, depthwise, project])
 
 
 def test_chain_whose_masks_do_not_follow_one_another_is_refused():

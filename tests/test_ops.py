@@ -150,7 +150,7 @@ def test_names_are_those_of_the_format():
     assert residual.name == "ExpandDepthwiseProjectFillNearestAddClip"
     mean = ops.ChainOp("DepthwiseProject", "mean", True, "Clip")
     assert mean.name == "DepthwiseProjectFillMeanAddClip"
-    assert len({op.name for op in CHAINS}) == 140
+    assert len({op.name for op in CHAINS}) == 224
     gate = ops.SqueezeExciteOp("Relu", "HardSigmoid")
     assert gate.name == "SqueezeExciteReluHardSigmoid"
     assert ops.SqueezeExciteOp("Silu", "Sigmoid", True).name == "SqueezeExciteScaleSiluSigmoid"
@@ -241,14 +241,23 @@ def test_chain(op):
     c_in, wide, c_out = rng.integers([3, 9, 3], [20, 40, 20])
     kernel, geometry = DEPTHWISE[CHAINS.index(op) % len(DEPTHWISE)]
     geometry = {**geometry, "group": int(wide)}
-    value = x = normal(2, 9, 11, c_in if op.form.startswith("Expand") else wide)
+    stem_kernel, stem = DEPTHWISE[CHAINS.index(op) // len(DEPTHWISE) % len(DEPTHWISE)]
+    value = x = normal(2, 9, 11, wide if op.form.startswith("Depthwise") else c_in)
+    if "Stem" in op.stages:
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     feeds, constants, nodes = {"X": x}, {}, []
     for stage, conv in op.stages.items():
         shape = {
-            "Expand": (wide, c_in, 1, 1), "Depthwise": (wide, 1, *kernel), "Project": (c_out, wide, 1, 1)
-        }[stage]  # fmt: skip
-        attributes = geometry if stage == "Depthwise" else POINTWISE
-        weight, bias = normal(*shape), normal(shape[0])
+            "Expand": (wide, c_in, 1, 1),
+            "Stem": (wide, c_in, *stem_kernel),
+            "Depthwise": (wide, 1, *kernel),
+            "Project": (c_out, wide, 1, 1),
+        }[stage]
+        attributes = {"Stem": {**stem, "group": 1}, "Depthwise": geometry}.get(stage, POINTWISE)
+        weight, bias = (
+            normal(*shape) / np.sqrt(np.prod(shape[1:]), dtype=np.float32),
+            normal(shape[0]),
+        )
         dense = convolution(value, weight, bias, attributes, ops.ConvOp(), None)
         # The masks of two stages in three, so that there is every pair of masked and dense.
         full = torch.ones(dense.shape[1:3], dtype=torch.bool)
@@ -273,6 +282,8 @@ def test_chain(op):
     assert op.inputs == ("X", *constants, *(["R"] if op.residual else []))
     separate = model_of(nodes, constants, feeds)
     attributes = geometry | PARAMETERS.get(op.activation, {})
+    if "Stem" in op.stages:
+        attributes |= {name: stem[own] for name, own in ops.STEM_ATTRIBUTES.items()}
     chain = one_node(op.name, constants, attributes, feeds)
     for library in (False, True):
         y = run(chain, feeds, library)

@@ -29,6 +29,7 @@ struct RowBytes {
   size_t in, out;
 };
 
+// `in` is what the depthwise convolution reads, here and below.
 RowBytes row_bytes(const Stages& stages, Conv::Plane in) {
   const semisparse_conv_desc& d = stages.depthwise->desc();
   const Conv::Plane out = stages.depthwise->output_plane(in.height, in.width);
@@ -57,8 +58,9 @@ struct Bands::Reads {
   std::vector<uint8_t> padded;  // positions of the padded plane
 };
 
-bool Bands::suit(const Stages& stages, Conv::Plane in) {
+bool Bands::suit(const Stages& stages, Conv::Plane chain_in) {
   const semisparse_conv_desc& d = stages.depthwise->desc();
+  const Conv::Plane in = stages.expanded(chain_in);
   const RowBytes row = row_bytes(stages, in);
   const auto height = static_cast<size_t>(in.height);
   const int64_t padding[2] = {d.pads[0] + d.pads[2], d.pads[1] + d.pads[3]};
@@ -70,17 +72,22 @@ bool Bands::suit(const Stages& stages, Conv::Plane in) {
   // beyond the edge: blocks of MNASNet at 28x28 with 120 channels and 5x5, 280 to 250 us. On planes
   // of 14x14 and 7x7, which have more edge, bands made that network 6% slower.
   const bool many_taps = d.kernel[0] * d.kernel[1] > 9 && in.width > 20;
-  return !mostly_padding && (many_taps || height * row.in > l2_cache_bytes() / 2) &&
+  // One input and one output channel are a depthwise convolution, not a product.
+  const bool products = (stages.expand == nullptr || !stages.expand->is_depthwise()) &&
+                        (stages.project == nullptr || !stages.project->is_depthwise());
+  return !mostly_padding && products && (many_taps || height * row.in > l2_cache_bytes() / 2) &&
          reach(d, 0) * row.in + row.out <= l2_cache_bytes() / 2;
 }
 
 Bands::Bands(const Stages& stages, Conv::Plane in)
-    : in_(in), out_(stages.depthwise->output_plane(in.height, in.width)) {
+    : chain_in_(stages.expand == nullptr ? in : stages.expand->padded_plane(in)),
+      in_(stages.expanded(in)),
+      out_(stages.depthwise->output_plane(in_.height, in_.width)) {
   const semisparse_conv_desc& d = stages.depthwise->desc();
   const bool padded = stages.expand != nullptr;
   pad_top_ = static_cast<size_t>(d.pads[0]);
   pad_left_ = static_cast<size_t>(d.pads[1]);
-  pitch_ = static_cast<size_t>(padded ? in.width + d.pads[1] + d.pads[3] : in.width);
+  pitch_ = static_cast<size_t>(padded ? in_.width + d.pads[1] + d.pads[3] : in_.width);
   channels_ = static_cast<size_t>(d.out_channels);
   for (int64_t ky = 0; ky < d.kernel[0]; ++ky) {
     for (int64_t kx = 0; kx < d.kernel[1]; ++kx) {
@@ -91,9 +98,9 @@ Bands::Bands(const Stages& stages, Conv::Plane in)
 
   const auto out_rows = static_cast<size_t>(out_.height);
   const size_t bands =
-      std::max(ceil_div(out_rows, rows_per_band(stages, in)), std::min(kTasksWanted, out_rows));
+      std::max(ceil_div(out_rows, rows_per_band(stages, in_)), std::min(kTasksWanted, out_rows));
   Reads reads{
-      std::vector<uint8_t>(static_cast<size_t>(in.height + d.pads[0] + d.pads[2]) * pitch_)};
+      std::vector<uint8_t>(static_cast<size_t>(in_.height + d.pads[0] + d.pads[2]) * pitch_)};
   for (size_t i = 0; i < bands; ++i) {
     bands_.push_back(band_of(stages, out_rows * i / bands, out_rows * (i + 1) / bands, reads));
     most_filtered_ = std::max(most_filtered_, bands_.back().project.from.size());
@@ -187,8 +194,14 @@ void Bands::read_in_place(const semisparse_conv_desc& d, Band& band) const {
 Gather Bands::expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
                         size_t end) const {
   const Sources sources(stages.expand);
+  const semisparse_conv_desc& d = stages.expand->desc();
   const auto height = static_cast<size_t>(in_.height);
   const auto width = static_cast<size_t>(in_.width);
+  // The pixel of its first tap.
+  const auto from_of = [&](int64_t source) {
+    const int64_t y = source / in_.width * d.strides[0];
+    return static_cast<uint32_t>(y * chain_in_.width + source % in_.width * d.strides[1]);
+  };
   const auto each = [&](size_t from, size_t to, const auto& f) {
     for (size_t row = std::max(from, pad_top_); row < std::min(to, pad_top_ + height); ++row) {
       for (size_t x = 0; x < width; ++x) {
@@ -203,9 +216,8 @@ Gather Bands::expansion(const Stages& stages, const Reads& reads, const Band& ba
   each(band.first, begin, [&](int64_t source, uint32_t place) {
     if (source >= 0) gatherer.add_present(source, place);
   });
-  each(begin, end, [&](int64_t source, uint32_t place) {
-    gatherer.add(source, static_cast<uint32_t>(source), place);
-  });
+  each(begin, end,
+       [&](int64_t source, uint32_t place) { gatherer.add(source, from_of(source), place); });
   return gatherer.finish();
 }
 
@@ -230,8 +242,8 @@ class Bands::Worker {
     const size_t image = number / bands_.bands_.size();
     const size_t index = number % bands_.bands_.size();
     const Band& band = bands_.bands_[index];
-    const size_t in_plane = static_cast<size_t>(bands_.in_.height * bands_.in_.width);
-    const size_t out_plane = static_cast<size_t>(bands_.out_.height * bands_.out_.width);
+    const size_t in_plane = bands_.chain_in_.positions();
+    const size_t out_plane = bands_.out_.positions();
     const Conv& first = stages_.expand != nullptr ? *stages_.expand : *stages_.depthwise;
     const Conv& last = stages_.project != nullptr ? *stages_.project : *stages_.depthwise;
     const auto inputs = static_cast<size_t>(first.desc().in_channels);
@@ -249,12 +261,14 @@ class Bands::Worker {
       next_ = number + 1;
     }
     const bool projects = stages_.project != nullptr;
-    const GatherPlanes filter{
-        filter_input, bands_.channels_, nullptr, projects ? filtered_ : y, bands_.channels_, false};
+    const bool streams =
+        !projects && run_.images * out_plane * outputs * sizeof(float) > l2_cache_bytes();
+    const GatherPlanes filter{filter_input,     bands_.channels_, nullptr, projects ? filtered_ : y,
+                              bands_.channels_, streams};
     stages_.depthwise->gather_depthwise(band.depthwise, filter, bands_.pitch_);
     if (projects) {
-      stages_.project->gather_pointwise(band.project,
-                                        {filtered_, bands_.channels_, residual, y, outputs, true});
+      stages_.project->gather_panels(band.project,
+                                     {filtered_, bands_.channels_, residual, y, outputs, true}, 0);
     }
   }
 
@@ -284,8 +298,8 @@ class Bands::Worker {
         std::fill(to + left + inside, to + bands_.row_floats(), 0.0f);
       }
     }
-    stages_.expand->gather_pointwise(gather,
-                                     {x, inputs, nullptr, window_, bands_.channels_, false});
+    stages_.expand->gather_panels(gather, {x, inputs, nullptr, window_, bands_.channels_, false},
+                                  static_cast<size_t>(bands_.chain_in_.width));
   }
 
   const Bands& bands_;
@@ -297,9 +311,19 @@ class Bands::Worker {
   size_t next_ = 0;  // number of the band that follows the one in the window
 };
 
+void Bands::run(const Stages& stages, const Run& run, const Parallel& parallel) const {
+  if (stages.expand == nullptr || !stages.expand->reads_nchw()) return work(stages, run, parallel);
+  const semisparse_conv_desc& d = stages.expand->desc();
+  const Conv::Plane in{chain_in_.height - d.pads[0] - d.pads[2],
+                       chain_in_.width - d.pads[1] - d.pads[3]};
+  const ThreadScratch padded(run.images * chain_in_.positions() * stages.expand->in_channels());
+  stages.expand->pad_input(run.x, static_cast<int64_t>(run.images), in, padded.data(), parallel);
+  work(stages, {padded.data(), run.images, run.residual, run.y}, parallel);
+}
+
 // A thread that goes on with the next band has its first rows already. So the rows that two bands
 // share are computed twice only where two threads meet.
-void Bands::run(const Stages& stages, const Run& run, const Parallel& parallel) const {
+void Bands::work(const Stages& stages, const Run& run, const Parallel& parallel) const {
   parallel.ranges(
       run.images * bands_.size(), 1, [&] { return Worker(*this, stages, run); },
       [&](Worker& worker, size_t begin, size_t end) {

@@ -1,4 +1,4 @@
-// Pointwise, depthwise and pointwise convolutions in a row, computed band by band.
+// A convolution, a depthwise and a pointwise one in a row, computed band by band.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +11,23 @@
 
 namespace semisparse {
 
-// The convolutions of a chain; expand or project may be null, not both.
+// The convolutions of a chain; expand or project may be null, not both. What expands is pointwise,
+// or a stem: any convolution of one group that reads NCHW.
 struct Stages {
   const Conv* expand;
   const Conv* depthwise;
   const Conv* project;
+
+  // What the depthwise convolution reads where the chain reads `in`.
+  Conv::Plane expanded(Conv::Plane in) const {
+    return expand == nullptr ? in : expand->output_plane(in.height, in.width);
+  }
 };
 
 // A chain on one plane, cut into bands of output rows. Of an expansion only the rows that a band
 // reads are kept, padded, in a window that stays in the second-level cache; the next band moves
-// those that it reads too to the window's start and adds its own.
+// those that it reads too to the window's start and adds its own. A stem's input, which is smaller
+// than its output, is padded as a whole beforehand.
 class Bands {
  public:
   // Whether the planes between the stages are too large for the cache, and a few rows are not.
@@ -54,9 +61,11 @@ class Bands {
   size_t row_floats() const { return pitch_ * channels_; }
   Gather expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
                    size_t end) const;
+  void work(const Stages& stages, const Run& run, const Parallel& parallel) const;
   Band band_of(const Stages& stages, size_t begin, size_t end, Reads& reads) const;
 
-  Conv::Plane in_, out_;
+  Conv::Plane chain_in_;  // with a stem's padding
+  Conv::Plane in_, out_;  // of the depthwise convolution
   size_t pad_top_, pad_left_;
   size_t pitch_;              // positions from a row to the next
   size_t channels_;           // of the depthwise convolution

@@ -176,7 +176,7 @@ semisparse_status semisparse_chain_create(semisparse_chain_form form,
     need(stages, "stages");
     need(chain, "chain");
     const int number = semisparse::number_of(form);
-    if (number < SEMISPARSE_EXPAND_DEPTHWISE_PROJECT || number > SEMISPARSE_EXPAND_DEPTHWISE) {
+    if (number < SEMISPARSE_EXPAND_DEPTHWISE_PROJECT || number > SEMISPARSE_STEM_DEPTHWISE) {
       semisparse::invalid("chain form " + std::to_string(number) +
                           " is unknown; it must be one of semisparse_chain_form");
     }

@@ -11,15 +11,22 @@ namespace semisparse {
 namespace {
 
 bool has_expansion(semisparse_chain_form form) { return form != SEMISPARSE_DEPTHWISE_PROJECT; }
-bool has_projection(semisparse_chain_form form) { return form != SEMISPARSE_EXPAND_DEPTHWISE; }
+bool has_stem(semisparse_chain_form form) {
+  return form == SEMISPARSE_STEM_DEPTHWISE_PROJECT || form == SEMISPARSE_STEM_DEPTHWISE;
+}
+bool has_projection(semisparse_chain_form form) {
+  return form != SEMISPARSE_EXPAND_DEPTHWISE && form != SEMISPARSE_STEM_DEPTHWISE;
+}
 
-const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const char* name) {
+const semisparse_chain_stage& checked(const semisparse_chain_stage& stage, const char* name,
+                                      semisparse_layout layout = SEMISPARSE_NHWC) {
   if (stage.desc == nullptr || stage.weights == nullptr) {
     invalid(std::string(name) + " of the chain lacks its desc or its weights; both must be given");
   }
-  if (number_of(stage.desc->input_layout) != SEMISPARSE_NHWC) {
+  if (number_of(stage.desc->input_layout) != layout) {
     invalid(std::string(name) + " of the chain has input_layout " +
-            std::to_string(number_of(stage.desc->input_layout)) + "; it must be NHWC");
+            std::to_string(number_of(stage.desc->input_layout)) + "; it must be " +
+            (layout == SEMISPARSE_NHWC ? "NHWC" : "NCHW"));
   }
   return stage;
 }
@@ -29,6 +36,14 @@ const semisparse_chain_stage& pointwise(const semisparse_chain_stage& stage, con
     invalid(std::string(name) +
             " of the chain is no pointwise convolution; its kernel, strides and group must be 1 "
             "and its pads 0");
+  }
+  return stage;
+}
+
+const semisparse_chain_stage& stem(const semisparse_chain_stage& stage) {
+  const int64_t group = checked(stage, "the stem", SEMISPARSE_NCHW).desc->group;
+  if (group != 1) {
+    invalid("the stem of the chain has group " + std::to_string(group) + "; it must be 1");
   }
   return stage;
 }
@@ -55,7 +70,7 @@ void check_follows(const Conv& before, const Conv& after) {
 Chain::Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, const IsaInfo& isa)
     : depthwise_(depthwise(stages[has_expansion(form) ? 1 : 0]), isa) {
   if (has_expansion(form)) {
-    expand_.emplace(pointwise(stages[0], "the expansion"), isa);
+    expand_.emplace(has_stem(form) ? stem(stages[0]) : pointwise(stages[0], "the expansion"), isa);
     check_follows(*expand_, depthwise_);
     kernel_name_ = std::string(expand_->kernel_name()) + " + ";
   }
@@ -67,7 +82,9 @@ Chain::Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, c
   }
   // Masks that do not follow one another fail here and not at the first run.
   if (expand_ && expand_->positions() != nullptr) {
-    output_plane(expand_->positions()->height, expand_->positions()->width);
+    const Positions& expanded = *expand_->positions();
+    const Conv::Plane filtered = depthwise_.output_plane(expanded.height, expanded.width);
+    if (project_) project_->output_plane(filtered.height, filtered.width);
   }
   if (project_ && depthwise_.positions() != nullptr) {
     project_->output_plane(depthwise_.positions()->height, depthwise_.positions()->width);
@@ -104,8 +121,8 @@ void Chain::keep_read() {
 }
 
 Conv::Plane Chain::output_plane(int64_t height, int64_t width) const {
-  if (expand_) expand_->output_plane(height, width);
-  const Conv::Plane plane = depthwise_.output_plane(height, width);
+  const Conv::Plane expanded = stages().expanded({height, width});
+  const Conv::Plane plane = depthwise_.output_plane(expanded.height, expanded.width);
   if (project_) project_->output_plane(plane.height, plane.width);
   return plane;
 }
@@ -156,20 +173,21 @@ std::shared_ptr<const Bands> Chain::bands(Conv::Plane in) const {
 // One stage after the other, on planes that fit the cache.
 void Chain::run_stages(const float* x, int64_t batch, Conv::Plane in, const float* residual,
                        float* y, const Parallel& parallel) const {
-  const Conv::Plane out = depthwise_.output_plane(in.height, in.width);
+  const Conv::Plane mid = stages().expanded(in);
+  const Conv::Plane out = depthwise_.output_plane(mid.height, mid.width);
   const auto floats = [&](Conv::Plane plane) {
-    return static_cast<size_t>(batch * plane.height * plane.width * depthwise_.desc().in_channels);
+    return static_cast<size_t>(batch) * plane.positions() * depthwise_.in_channels();
   };
-  const size_t expanded = expand_ ? floats(in) : 0;
+  const size_t expanded = expand_ ? floats(mid) : 0;
   const ThreadScratch memory(expanded + (project_ ? floats(out) : 0));
   float* scratch = memory.data();
   if (expand_) {
     expand_->run(x, batch, in.height, in.width, nullptr, scratch, parallel);
     x = scratch;
   }
-  if (!project_) return depthwise_.compute(x, batch, in.height, in.width, nullptr, y, parallel);
+  if (!project_) return depthwise_.compute(x, batch, mid.height, mid.width, nullptr, y, parallel);
   float* filtered = scratch + expanded;
-  depthwise_.run(x, batch, in.height, in.width, nullptr, filtered, parallel);
+  depthwise_.run(x, batch, mid.height, mid.width, nullptr, filtered, parallel);
   project_->compute(filtered, batch, out.height, out.width, residual, y, parallel);
 }
 

@@ -1,4 +1,5 @@
-// Convolutions that follow one another and are run as one: those of an inverted residual.
+// Convolutions that follow one another and are run as one: those of an inverted residual, or a
+// network's first ones.
 #pragma once
 
 #include <memory>
@@ -22,7 +23,7 @@ class Chain {
   const char* kernel_name() const { return kernel_name_.c_str(); }
   size_t in_channels() const { return first().in_channels(); }
   size_t out_channels() const { return last().out_channels(); }
-  bool reads_nchw() const { return false; }
+  bool reads_nchw() const { return first().reads_nchw(); }
 
   // Throws Error where a stage's output would be empty or is not its source map's.
   Conv::Plane output_plane(int64_t height, int64_t width) const;

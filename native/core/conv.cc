@@ -347,7 +347,8 @@ std::vector<uint8_t> Conv::reads(Plane in) const {
 }
 
 void Conv::keep_read(Plane plane, const std::vector<uint8_t>& read) {
-  if (std::all_of(read.begin(), read.end(), [](uint8_t r) { return r != 0; })) return;
+  const bool all = std::all_of(read.begin(), read.end(), [](uint8_t r) { return r != 0; });
+  if (all || !winograds_.empty()) return;
   if (!positions_) {
     std::vector<int32_t> source(plane.positions());
     std::iota(source.begin(), source.end(), 0);

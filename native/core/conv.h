@@ -43,6 +43,7 @@ class Conv {
   const semisparse_conv_desc& desc() const { return desc_; }
   size_t in_channels() const { return static_cast<size_t>(desc_.in_channels); }
   size_t out_channels() const { return static_cast<size_t>(desc_.out_channels); }
+  bool is_depthwise() const { return dwconv_ != nullptr; }
   bool reads_nchw() const { return desc_.input_layout == SEMISPARSE_NCHW; }
   const Positions* positions() const { return positions_ ? &*positions_ : nullptr; }
 
@@ -56,8 +57,8 @@ class Conv {
   // Which positions of an input plane its computed positions read.
   std::vector<uint8_t> reads(Plane in) const;
 
-  // From now on leaves alone what is not read of its output plane. Not for convolutions by
-  // Winograd's algorithm, which have made their tiles, nor for those with means.
+  // From now on leaves alone what is not read of its output plane; one that may run by Winograd's
+  // algorithm has made its tiles and goes on as before. Not for convolutions with means.
   void keep_read(Plane plane, const std::vector<uint8_t>& read);
 
   // Whether a run may multiply the input's channels by a gate of each image.
@@ -76,9 +77,16 @@ class Conv {
   void complete_means(size_t images, const float* residual, float* y, const Parallel& parallel,
                       const std::function<void(float*)>& first) const;
 
-  // Computes some positions, by list, on the calling thread: those of a pointwise convolution, or
-  // those of a depthwise one, where `pitch` pixels are from one row of its input to the next.
-  void gather_pointwise(const Gather& gather, const GatherPlanes& planes) const;
+  // An input plane with its padding.
+  Plane padded_plane(Plane in) const;
+  // All planes with their padding, in NHWC.
+  void pad_input(const float* x, int64_t batch, Plane in, float* padded,
+                 const Parallel& parallel) const;
+
+  // Computes some positions, by list, on the calling thread: those of a convolution of one group on
+  // a padded input, or those of a depthwise one. `pitch` pixels are from one row of the input to
+  // the next.
+  void gather_panels(const Gather& gather, const GatherPlanes& planes, size_t pitch) const;
   void gather_depthwise(const Gather& gather, const GatherPlanes& planes, size_t pitch) const;
 
  private:
@@ -112,12 +120,16 @@ class Conv {
   void prepare_winograd(Isa isa);
   const Winograd* fastest_winograd(size_t images, Plane out) const;
   bool runs_along_rows() const;
+  // Taps of a filter row, and the channels of each: one with all of it where inputs are padded
+  // rows.
+  int64_t tap_columns() const { return runs_along_rows() ? 1 : desc_.kernel[1]; }
+  size_t tap_channels() const {
+    return static_cast<size_t>(desc_.in_channels / desc_.group * desc_.kernel[1] / tap_columns());
+  }
   bool repeats_inputs() const {
     return dwconv_ != nullptr && desc_.in_channels != desc_.out_channels;
   }
   size_t tiles_per_call() const;
-  void pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
-                 const Parallel& parallel) const;
   void repeat_inputs(const float* x, size_t pixels, float* repeated,
                      const Parallel& parallel) const;
   void run_winograd(const Winograd& winograd, const Work& work, const Parallel& parallel) const;
@@ -149,7 +161,7 @@ class Conv {
   void blank_share(const Work& work, size_t first_tile, size_t last_tile, size_t channel,
                    size_t channels) const;
   void blank(const Work& work, size_t begin, size_t end, size_t channel, size_t channels) const;
-  void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
+  void gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t pitch, size_t begin,
                     size_t end) const;
   dwconv::Strip strip_of(const Finish& finish) const;
   void gather_fill(const Gather& gather, const GatherPlanes& planes, size_t begin,

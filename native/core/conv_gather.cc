@@ -15,7 +15,7 @@ constexpr size_t kStrip = 256;
 
 }  // namespace
 
-void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) const {
+void Conv::gather_panels(const Gather& gather, const GatherPlanes& planes, size_t pitch) const {
   const size_t count = gather.from.size();
   const size_t step = gather.copies.empty()
                           ? count
@@ -23,24 +23,30 @@ void Conv::gather_pointwise(const Gather& gather, const GatherPlanes& planes) co
   copy_rows(gather.copies.data(), gather.copy_begin.front(), planes.y, planes.ldy, out_channels());
   for (size_t from = 0; from < count; from += step) {
     const size_t to = std::min(count, from + step);
-    gather_tiles(gather, planes, from, to);
+    gather_tiles(gather, planes, pitch, from, to);
     gather_fill(gather, planes, from, to);
   }
   gather_blanks(gather, planes);
 }
 
-void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t begin,
-                        size_t end) const {
+void Conv::gather_tiles(const Gather& gather, const GatherPlanes& planes, size_t pitch,
+                        size_t begin, size_t end) const {
   const bool linear = planes.residual != nullptr && !gather.copies.empty();
   const float* added = linear ? nullptr : planes.residual;
   const Finish& finish = linear ? kLinear : finish_;
   SmallArray<const float*, 64> rows(tiles_per_call() * mr_);
-  const std::ptrdiff_t offset = 0;
+  SmallArray<std::ptrdiff_t, 16> offsets(static_cast<size_t>(desc_.kernel[0] * tap_columns()));
   igemm::Tile tile{};
-  tile.taps = 1;
-  tile.channels = static_cast<size_t>(desc_.in_channels);
+  for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
+    for (int64_t kx = 0; kx < tap_columns(); ++kx) {
+      const auto pixels =
+          ky * desc_.dilations[0] * static_cast<std::ptrdiff_t>(pitch) + kx * desc_.dilations[1];
+      offsets[tile.taps++] = pixels * static_cast<std::ptrdiff_t>(planes.ldx);
+    }
+  }
+  tile.channels = tap_channels();
   tile.rows = rows.data();
-  tile.offsets = &offset;
+  tile.offsets = offsets.data();
   tile.ldy = planes.ldy;
   tile.lo = finish.lo;
   tile.hi = finish.hi;
@@ -73,6 +79,7 @@ void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes, si
   strip.row_step = desc_.dilations[0] * static_cast<std::ptrdiff_t>(pitch * planes.ldx);
   strip.y = planes.y;
   strip.ldy = planes.ldy;
+  strip.write_ahead = planes.fetch_y ? kWriteAhead : 0;
   const size_t count = gather.from.size();
   for (size_t from = 0; from < count; from += strip.m) {
     strip.m = std::min(kStrip, count - from);

@@ -141,16 +141,14 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
   work.added = linear ? nullptr : residual;
   work.finish = linear ? kLinear : finish_;
 
-  const bool along_rows = runs_along_rows();
   std::optional<ThreadScratch> scratch;
-  if (along_rows || reads_nchw()) {
-    const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
-    const int64_t padded_width = width + desc_.pads[1] + desc_.pads[3];
-    scratch.emplace(static_cast<size_t>(batch * padded_height * padded_width * desc_.in_channels));
-    pad_input(x, batch, height, width, scratch->data(), parallel);
+  if (runs_along_rows() || reads_nchw()) {
+    const Plane padded = padded_plane({height, width});
+    scratch.emplace(work.images * padded.positions() * in_channels());
+    pad_input(x, batch, {height, width}, scratch->data(), parallel);
     g.x = scratch->data();
-    g.height = padded_height;
-    g.width = padded_width;
+    g.height = padded.height;
+    g.width = padded.width;
     g.pad_top = g.pad_left = 0;
   }
   std::optional<ThreadScratch> repeated;
@@ -165,15 +163,14 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
                    static_cast<size_t>(batch * height * width) * in_channels() * sizeof(float) >
                        l2_cache_bytes();
   for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
-    for (int64_t kx = 0; kx < (along_rows ? 1 : desc_.kernel[1]); ++kx) {
+    for (int64_t kx = 0; kx < tap_columns(); ++kx) {
       const int64_t dy = ky * desc_.dilations[0];
       const int64_t dx = kx * desc_.dilations[1];
       g.taps.push_back({dy, dx});
       g.offsets.push_back((dy * g.width + dx) * g.in_channels);
     }
   }
-  work.channels =
-      static_cast<size_t>(desc_.in_channels / desc_.group * (along_rows ? desc_.kernel[1] : 1));
+  work.channels = tap_channels();
 
   if (const Winograd* winograd = fastest_winograd(work.images, out)) {
     run_winograd(*winograd, work, parallel);
@@ -240,14 +237,19 @@ void Conv::repeat_inputs(const float* x, size_t pixels, float* repeated,
   });
 }
 
-void Conv::pad_input(const float* x, int64_t batch, int64_t height, int64_t width, float* padded,
+Conv::Plane Conv::padded_plane(Plane in) const {
+  return {in.height + desc_.pads[0] + desc_.pads[2], in.width + desc_.pads[1] + desc_.pads[3]};
+}
+
+void Conv::pad_input(const float* x, int64_t batch, Plane in, float* padded,
                      const Parallel& parallel) const {
+  const auto [height, width] = in;
   const auto row_floats = static_cast<size_t>(width * desc_.in_channels);
   const int64_t plane = height * width;
   const auto left = static_cast<size_t>(desc_.pads[1] * desc_.in_channels);
   const auto right = static_cast<size_t>(desc_.pads[3] * desc_.in_channels);
   const size_t line = left + row_floats + right;
-  const int64_t padded_height = height + desc_.pads[0] + desc_.pads[2];
+  const int64_t padded_height = padded_plane(in).height;
   const int64_t lines = batch * padded_height;
   parallel.ranges(static_cast<size_t>(lines), grain_of(line), [&](size_t begin, size_t end) {
     for (auto i = static_cast<int64_t>(begin); i < static_cast<int64_t>(end); ++i) {

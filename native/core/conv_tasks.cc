@@ -152,7 +152,6 @@ void Conv::igemm_group(const Work& work, size_t begin, size_t end, const PanelGr
 
 void Conv::dwconv_rows(const Work& work, size_t first_tile, size_t last_tile) const {
   constexpr size_t kStrip = 64;
-  constexpr size_t kAhead = 16;  // what is fetched for writing
   const Geometry& g = work.geometry;
   // On narrow planes, where every other strip touches an edge, it is better to look at no strip's
   // edges: 14x14 with 384 channels 27 to 23 us, 7x7 with 960 channels 18 to 14 us. But with AVX2
@@ -167,7 +166,7 @@ void Conv::dwconv_rows(const Work& work, size_t first_tile, size_t last_tile) co
   strip.y = work.y;
   strip.residual = work.added;
   strip.ldy = out_channels();
-  strip.write_ahead = work.streams ? kAhead : 0;
+  strip.write_ahead = work.streams ? kWriteAhead : 0;
   for (size_t from = begin; from < end; from += strip.m) {
     strip.m = rows.fill_windows(from, std::min(kStrip, end - from), alike);
     strip.rows = rows.pointers();

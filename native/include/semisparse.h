@@ -144,13 +144,16 @@ SEMISPARSE_API semisparse_status semisparse_conv_run(const semisparse_conv* conv
                                                      void* ctx);
 
 /* A pointwise, a depthwise and a pointwise convolution in a row, as in an inverted residual, or two
- * of them, run as one: the planes in between are never written to memory as a whole. */
+ * of them, run as one: the planes in between are never written to memory as a whole. In place of
+ * the first there can be a stem, the network's first convolution. */
 typedef struct semisparse_chain semisparse_chain;
 
 typedef enum semisparse_chain_form {
   SEMISPARSE_EXPAND_DEPTHWISE_PROJECT = 0,
   SEMISPARSE_DEPTHWISE_PROJECT = 1,
-  SEMISPARSE_EXPAND_DEPTHWISE = 2
+  SEMISPARSE_EXPAND_DEPTHWISE = 2,
+  SEMISPARSE_STEM_DEPTHWISE_PROJECT = 3,
+  SEMISPARSE_STEM_DEPTHWISE = 4
 } semisparse_chain_form;
 
 /* One convolution of a chain: the arguments of semisparse_conv_create. */
@@ -166,14 +169,16 @@ typedef struct semisparse_chain_stage {
 
 /* stages: as many as the form names, in its order, each with a bias and activation of its own.
  * INVALID_ARGUMENT where a convolution to expand or project is not pointwise (kernel, strides and
- * group 1, no padding), the one in between not depthwise (group = in_channels = out_channels), one
- * does not read NHWC, or one does not fit the one before. */
+ * group 1, no padding), a stem's group is not 1, the one in between not depthwise (group =
+ * in_channels = out_channels), a stem does not read NCHW or another one not NHWC, or one does not
+ * fit the one before. */
 SEMISPARSE_API semisparse_status semisparse_chain_create(semisparse_chain_form form,
                                                          const semisparse_chain_stage* stages,
                                                          const char* isa, semisparse_chain** chain);
 SEMISPARSE_API void semisparse_chain_destroy(semisparse_chain* chain);
 
-/* As for a convolution. The residual is added to the projection; it must be NULL without one. */
+/* As for a convolution, whose input is NCHW where there is a stem. The residual is added to the
+ * projection; it must be NULL without one. */
 SEMISPARSE_API const char* semisparse_chain_kernel(const semisparse_chain* chain);
 SEMISPARSE_API semisparse_status semisparse_chain_output_size(const semisparse_chain* chain,
                                                               int64_t height, int64_t width,

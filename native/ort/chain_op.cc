@@ -19,6 +19,7 @@ struct FormName {
   std::vector<const char*> stages;  // as errors call them
   size_t depthwise;                 // which of them
   bool projects;
+  bool stem;  // whether the first one is a stem, with a geometry of its own
 };
 
 const FormName kForms[] = {
@@ -26,10 +27,30 @@ const FormName kForms[] = {
      "ExpandDepthwiseProject",
      {"expansion's ", "depthwise ", "projection's "},
      1,
+     true,
+     false},
+    {SEMISPARSE_DEPTHWISE_PROJECT,
+     "DepthwiseProject",
+     {"depthwise ", "projection's "},
+     0,
+     true,
+     false},
+    {SEMISPARSE_EXPAND_DEPTHWISE,
+     "ExpandDepthwise",
+     {"expansion's ", "depthwise "},
+     1,
+     false,
+     false},
+    {SEMISPARSE_STEM_DEPTHWISE_PROJECT,
+     "StemDepthwiseProject",
+     {"stem's ", "depthwise ", "projection's "},
+     1,
+     true,
      true},
-    {SEMISPARSE_DEPTHWISE_PROJECT, "DepthwiseProject", {"depthwise ", "projection's "}, 0, true},
-    {SEMISPARSE_EXPAND_DEPTHWISE, "ExpandDepthwise", {"expansion's ", "depthwise "}, 1, false},
+    {SEMISPARSE_STEM_DEPTHWISE, "StemDepthwise", {"stem's ", "depthwise "}, 1, false, true},
 };
+
+constexpr char kOfStem[] = "stem_";  // what the names of its attributes begin with
 
 class ChainOp : public Operator<ChainOp> {
  public:
@@ -58,7 +79,13 @@ class ChainOp : public Operator<ChainOp> {
     std::vector<semisparse_chain_stage> stages;
     for (size_t i = 0; i < form_.stages.size(); ++i) {
       semisparse_conv_desc desc = plain_conv();
-      if (i == form_.depthwise) read_geometry(api, info, desc);
+      if (i == form_.depthwise) {
+        read_geometry(api, info, desc);
+        desc.group = int_attribute(api, info, "group", 1);
+      } else if (i == 0 && form_.stem) {
+        read_geometry(api, info, desc, kOfStem);
+        desc.input_layout = SEMISPARSE_NCHW;
+      }
       if (i <= form_.depthwise) read_activation(api, info, activation_, desc);
       constants.emplace_back(api, info, first_input(i), fill_, desc, form_.stages[i]);
       stages.push_back(constants.back().argument());
@@ -76,7 +103,13 @@ class ChainOp : public Operator<ChainOp> {
     const Shape last = inferred_shape(api, context, first_input(form_.stages.size() - 1)).sizes;
     if (input.sizes.size() != 4 || w.size() != 4 || last.size() != 4) return {};
     Shape y{input.sizes[0], -1, -1, last[0]};
-    infer_plane(api, context, &input.sizes[1], w, &y[1]);
+    int64_t plane[2] = {input.sizes[1], input.sizes[2]};
+    if (form_.stem) {
+      const Shape stem = inferred_shape(api, context, first_input(0)).sizes;
+      if (stem.size() != 4) return {};
+      infer_plane(api, context, &input.sizes[2], stem, plane, kOfStem);
+    }
+    infer_plane(api, context, plane, w, &y[1]);
     return {y, input.batch};
   }
 

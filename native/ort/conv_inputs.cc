@@ -11,11 +11,11 @@ semisparse_conv_desc plain_conv() {
   return desc;
 }
 
-void read_geometry(const OrtApi& api, const OrtKernelInfo* info, semisparse_conv_desc& desc) {
-  desc.group = int_attribute(api, info, "group", 1);
-  ints_attribute(api, info, "strides", desc.strides, 2);
-  ints_attribute(api, info, "pads", desc.pads, 4);
-  ints_attribute(api, info, "dilations", desc.dilations, 2);
+void read_geometry(const OrtApi& api, const OrtKernelInfo* info, semisparse_conv_desc& desc,
+                   const std::string& prefix) {
+  ints_attribute(api, info, (prefix + "strides").c_str(), desc.strides, 2);
+  ints_attribute(api, info, (prefix + "pads").c_str(), desc.pads, 4);
+  ints_attribute(api, info, (prefix + "dilations").c_str(), desc.dilations, 2);
 }
 
 void read_activation(const OrtApi& api, const OrtKernelInfo* info, semisparse_activation activation,
@@ -88,11 +88,11 @@ semisparse_chain_stage ConvConstants::argument() const {
 }
 
 void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const int64_t in[2],
-                 const Shape& weights, int64_t out[2]) {
+                 const Shape& weights, int64_t out[2], const std::string& prefix) {
   semisparse_conv_desc desc = plain_conv();
-  inferred_ints(api, context, "strides", desc.strides, 2);
-  inferred_ints(api, context, "pads", desc.pads, 4);
-  inferred_ints(api, context, "dilations", desc.dilations, 2);
+  inferred_ints(api, context, (prefix + "strides").c_str(), desc.strides, 2);
+  inferred_ints(api, context, (prefix + "pads").c_str(), desc.pads, 4);
+  inferred_ints(api, context, (prefix + "dilations").c_str(), desc.dilations, 2);
   for (size_t i = 0; i < 2; ++i) {
     const int64_t reach = (weights[2 + i] - 1) * desc.dilations[i] + 1;
     const int64_t room = in[i] + desc.pads[i] + desc.pads[i + 2] - reach;

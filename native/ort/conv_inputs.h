@@ -51,8 +51,9 @@ constexpr int conv_input_type(Fill fill, size_t index) {
 
 // A convolution with stride and dilation 1 and no padding.
 semisparse_conv_desc plain_conv();
-// The node's strides, pads and dilations, and its group.
-void read_geometry(const OrtApi& api, const OrtKernelInfo* info, semisparse_conv_desc& desc);
+// The node's strides, pads and dilations, whose names begin with `prefix`.
+void read_geometry(const OrtApi& api, const OrtKernelInfo* info, semisparse_conv_desc& desc,
+                   const std::string& prefix = "");
 void read_activation(const OrtApi& api, const OrtKernelInfo* info, semisparse_activation activation,
                      semisparse_conv_desc& desc);
 
@@ -80,6 +81,6 @@ class ConvConstants {
 
 // During shape inference: the output plane of an input plane, -1 for an unknown side.
 void infer_plane(const OrtApi& api, const OrtShapeInferContext* context, const int64_t in[2],
-                 const Shape& weights, int64_t out[2]);
+                 const Shape& weights, int64_t out[2], const std::string& prefix = "");
 
 }  // namespace semisparse::ort

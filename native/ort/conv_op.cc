@@ -48,6 +48,7 @@ class ConvOp : public Operator<ConvOp> {
     semisparse_conv_desc desc = plain_conv();
     desc.input_layout = layout_;
     read_geometry(api, info, desc);
+    desc.group = int_attribute(api, info, "group", 1);
     read_activation(api, info, activation_, desc);
     const ConvConstants constants(api, info, kFirst, fill_, desc, "");
     // ONNX Runtime keeps a constant in one place for as long as the session.

@@ -34,7 +34,13 @@ ACTIVATIONS = {
 }
 FILLS = {"bias": 0, "nearest": 1}
 LAYOUTS = {"nhwc": 0, "nchw": 1}
-CHAINS = {"expand_depthwise_project": 0, "depthwise_project": 1, "expand_depthwise": 2}
+CHAINS = {
+    "expand_depthwise_project": 0,
+    "depthwise_project": 1,
+    "expand_depthwise": 2,
+    "stem_depthwise_project": 3,
+    "stem_depthwise": 4,
+}
 POOLS = {"max": 0, "average": 1, "l2": 2}
 
 Floats = NDArray[np.float32]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx.parser
@@ -123,9 +124,13 @@ _ALONG_AXIS = {"Concat": None, "LayerNormalization": -1, "Softmax": -1, "Split":
 
 CHAIN_FORMS = {
     "ExpandDepthwiseProject": ("Expand", "Depthwise", "Project"),
+    "StemDepthwiseProject": ("Stem", "Depthwise", "Project"),
     "ExpandDepthwise": ("Expand", "Depthwise"),
+    "StemDepthwise": ("Stem", "Depthwise"),
     "DepthwiseProject": ("Depthwise", "Project"),
 }
+# A chain's own attributes are those of its depthwise stage; a stem's have names of their own.
+STEM_ATTRIBUTES = {"stem_strides": "strides", "stem_pads": "pads", "stem_dilations": "dilations"}
 STAGE_SEPARATOR = "+"
 # Not Sigmoid and HardSigmoid, which are a gate's: the layers of a block do not have them between.
 CHAIN_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Silu", "HardSwish", "Gelu")
@@ -193,7 +198,8 @@ class ConvOp:
 
 @dataclass(frozen=True)
 class ChainOp:
-    """Convolutions of an inverted residual (arXiv 1801.04381) as one operator.
+    """Convolutions of an inverted residual (arXiv 1801.04381), or a network's first convolution
+    and what follows it, as one operator.
 
     Attributes:
         form: one of `CHAIN_FORMS`.
@@ -216,8 +222,13 @@ class ChainOp:
     def stages(self) -> dict[str, ConvOp]:
         """The convolution of each stage, in order."""
         active = ConvOp(self.fill, activation=self.activation)
-        linear = ConvOp(self.fill, self.residual)
-        return {name: linear if name == "Project" else active for name in CHAIN_FORMS[self.form]}
+        convs = {
+            "Stem": replace(active, nchw=True),
+            "Expand": active,
+            "Depthwise": active,
+            "Project": ConvOp(self.fill, self.residual),
+        }
+        return {name: convs[name] for name in CHAIN_FORMS[self.form]}
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -292,7 +303,7 @@ def is_conv(name: str) -> bool:
 
 def reads_otherwise(name: str) -> bool:
     """Whether what an operator of that name reads is not its layer's input in NHWC."""
-    return name.startswith(("ConvNchw", "ConvGated", "SqueezeExcite"))
+    return name.startswith(("ConvNchw", "ConvGated", "SqueezeExcite", "Stem"))
 
 
 def is_chain(name: str) -> bool:
@@ -342,6 +353,20 @@ def is_by_position(domain: str, op_type: str, axis: int | None) -> bool:
     return op_type in UNARY or op_type in BROADCASTING
 
 
+def stem_plane(
+    plane: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Sequence[int]]
+) -> tuple[int, int]:
+    """`[H, W]` of what the stem of a chain gives, by that of its input and the chain's attributes."""
+    strides = attributes.get("stem_strides", (1, 1))
+    pads = attributes.get("stem_pads", (0,) * 4)
+    dilations = attributes.get("stem_dilations", (1, 1))
+    height, width = (
+        (plane[i] + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
+        for i in range(2)
+    )
+    return height, width
+
+
 def portable_bodies(name: str) -> list[onnx.FunctionProto]:
     """The operator as a model-local function, after the functions that it calls.
 
@@ -365,15 +390,22 @@ def portable_bodies(name: str) -> list[onnx.FunctionProto]:
 
 def _chain(op: ChainOp) -> onnx.FunctionProto:
     activation = _ACTIVATION_ATTRIBUTES.get(op.activation or "", {})
+    of_stem = {name: _CONV_ATTRIBUTES[own] for name, own in STEM_ATTRIBUTES.items()}
+    geometries = {
+        "Depthwise": _linked(_CONV_ATTRIBUTES),
+        "Stem": {STEM_ATTRIBUTES[name]: link for name, link in _linked(of_stem).items()}
+        | {"group": _CONV_ATTRIBUTES["group"]},
+    }
     steps, value = [], "X"
     for stage, conv in op.stages.items():
-        geometry = _linked(_CONV_ATTRIBUTES) if stage == "Depthwise" else _CONV_ATTRIBUTES
+        geometry = geometries.get(stage, _CONV_ATTRIBUTES)
         given = _listed({**geometry, **_linked(activation if conv.activation else {})})
         own = (key if key == "R" else f"{key}_{stage.lower()}" for key in conv.inputs[1:])
         result = "Y" if stage == CHAIN_FORMS[op.form][-1] else stage.lower()
         steps.append(f"{result} = {DOMAIN}.{conv.name}{given}({', '.join((value, *own))})")
         value = result
-    return _function(op.name, op.inputs, {**_CONV_ATTRIBUTES, **activation}, "\n".join(steps))
+    attributes = {**_CONV_ATTRIBUTES, **(of_stem if "Stem" in op.stages else {}), **activation}
+    return _function(op.name, op.inputs, attributes, "\n".join(steps))
 
 
 def _conv(op: ConvOp) -> onnx.FunctionProto:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "semisparse"
-_STAGES = ("Expand", "Depthwise", "Project")
+_STAGES = ("Expand", "Stem", "Depthwise", "Project")
 ACTIVATED = "/activated"
 _ACTIVATIONS = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 
@@ -152,6 +152,8 @@ def work_of(model: onnx.ModelProto) -> Work:
     """
     from onnx import numpy_helper, shape_inference
 
+    from semisparse import ops
+
     inferred = shape_inference.infer_shapes(model, data_prop=True).graph
     constants: dict[str, onnx.TensorProto] = {t.name: t for t in inferred.initializer}
     shapes = {
@@ -181,9 +183,15 @@ def work_of(model: onnx.ModelProto) -> Work:
         if node.domain == DOMAIN and stages:
             inputs = 2 + ("Fill" in node.op_type) + ("FillMean" in node.op_type)
             for index, name in enumerate(_layers_in(node, stages)):
-                # An expansion has the plane of its input, the others share that of the output.
-                value = node.input[0] if stages[index] == "Expand" else node.output[0]
-                layers.append(layer(name, node, 1 + index * inputs, shapes[value][1:3]))
+                # The stages behind an expansion or a stem share the plane of the output.
+                plane = shapes[node.output[0]][1:3]
+                if stages[index] == "Expand":
+                    plane = shapes[node.input[0]][1:3]
+                elif stages[index] == "Stem":
+                    kernel = constants[node.input[1]].dims[2:]
+                    attributes = {a.name: a.ints for a in node.attribute}
+                    plane = [*ops.stem_plane(shapes[node.input[0]][2:], kernel, attributes)]
+                layers.append(layer(name, node, 1 + index * inputs, plane))
         elif node.domain == DOMAIN and node.op_type.startswith("SqueezeExcite"):
             for index, name in enumerate(_layers_in(node, ("squeeze", "excite"))):
                 layers.append(layer(name, node, 1 + 2 * index, (1, 1)))

@@ -1,8 +1,8 @@
-"""The convolutions of an inverted residual fused into one operator."""
+"""The convolutions of an inverted residual, or of a network's beginning, fused into one operator."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -11,14 +11,16 @@ import torch
 from semisparse import ops
 from semisparse.export.fuse import is_conv, is_pointwise
 from semisparse.export.graph import constant, only_reader, remove_unused
+from semisparse.export.layout import nchw_input
 from semisparse.export.mask import fill_arrays
 
 
 def fuse_chains(model: ir.Model) -> None:
     """Fuse depthwise convolutions with the pointwise ones before and behind them.
 
-    What is between the stages must have no other reader. `docs/format.md` says which activations,
-    fills and residuals a chain can have; where three stages do not go together, two may.
+    Before one there can be a stem instead: a convolution of few channels, which reads NCHW. What is
+    between the stages must have no other reader. `docs/format.md` says which activations, fills and
+    residuals a chain can have; where three stages do not go together, two may.
     """
     for node in list(model.graph):
         chain = _chain(node)
@@ -40,7 +42,8 @@ def _chain(depthwise: ir.Node) -> tuple[ops.ChainOp, list[ir.Node]] | None:
     if own.residual or own.activation not in (None, *ops.CHAIN_ACTIVATIONS):
         return None
     stages = {
-        "Expand": _expansion(depthwise),
+        "Expand": _expansion(depthwise, _is_pointwise),
+        "Stem": _expansion(depthwise, _is_stem),
         "Depthwise": depthwise,
         "Project": _projection(depthwise),
     }
@@ -55,10 +58,10 @@ def _chain(depthwise: ir.Node) -> tuple[ops.ChainOp, list[ir.Node]] | None:
     return None
 
 
-def _expansion(depthwise: ir.Node) -> ir.Node | None:
+def _expansion(depthwise: ir.Node, suits: Callable[[ir.Node], bool]) -> ir.Node | None:
     x = depthwise.inputs[0]
     node = x.producer() if x is not None else None
-    if node is None or not _is_pointwise(node) or only_reader(node.outputs[0]) is not depthwise:
+    if node is None or not suits(node) or only_reader(node.outputs[0]) is not depthwise:
         return None
     residual = ops.ConvOp.parse(node.op_type).residual
     return node if not residual and _activation(node) == _activation(depthwise) else None
@@ -83,6 +86,12 @@ def _is_pointwise(node: ir.Node) -> bool:
     return _can_be_stage(node) and is_pointwise(node) and strides == {1}
 
 
+def _is_stem(node: ir.Node) -> bool:
+    if not _can_be_stage(node) or _is_pointwise(node):
+        return False
+    return node.attributes.get_int("group", 1) == 1 and nchw_input(node) is not None
+
+
 def _can_be_stage(node: ir.Node) -> bool:
     if not is_conv(node) or ops.STAGE_SEPARATOR in (node.name or ""):
         return False
@@ -103,7 +112,8 @@ def _weights(node: ir.Node) -> tuple[int, ...]:
 
 def _replace(model: ir.Model, op: ops.ChainOp, stages: Sequence[ir.Node]) -> None:
     """One node in the place of the last stage."""
-    inputs = [stages[0].inputs[0]]
+    stem = "Stem" in op.stages
+    inputs = [nchw_input(stages[0]) if stem else stages[0].inputs[0]]
     attributes: dict[str, Any] = {}
     for stage, node in zip(op.stages, stages, strict=True):
         inputs += node.inputs[1:3]
@@ -111,8 +121,15 @@ def _replace(model: ir.Model, op: ops.ChainOp, stages: Sequence[ir.Node]) -> Non
             own = ops.ConvOp.parse(node.op_type)
             given = node.inputs[3 : 3 + len(ops.FILL_INPUTS[own.fill])]
             inputs += given or _all_computed(model, op.fill, node)
+        own_attributes = {key: value.value for key, value in node.attributes.items()}
         if stage == "Depthwise":
-            attributes = {key: value.value for key, value in node.attributes.items()}
+            attributes |= own_attributes
+        elif stage == "Stem":
+            attributes |= {
+                name: own_attributes[own]
+                for name, own in ops.STEM_ATTRIBUTES.items()
+                if own in own_attributes
+            }
     last = stages[-1]
     if op.residual:
         inputs.append(last.inputs[-1])

@@ -220,14 +220,26 @@ def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[E
         if not is_conv(node) and not is_chain(node) and not gate:
             continue
         for index, name in enumerate(ops.layers_of(node.op_type, node.name or "")):
-            # A chain's other stages share a plane.
-            expansion = node.op_type.startswith("Expand") and index == 0
-            value = node.inputs[0] if expansion else node.outputs[0]
-            assert value is not None
-            assert value.shape is not None
-            plane = (dim for dim in value.shape[1:3] if isinstance(dim, int))
-            height, width = (1, 1) if gate else plane
+            height, width = (1, 1) if gate else _plane(node, index)
             mask = masks.get(layer_of(name))
             sparsity = 0.0 if mask is None else sparsity_of(mask)
             listed.append(ExportedLayer(name, node.op_type, height, width, sparsity))
     return tuple(listed)
+
+
+def _plane(node: ir.Node, index: int) -> tuple[int, int]:
+    """`[H_out, W_out]` of a node's layer of that number; all but the first of a chain share one."""
+    first = node.op_type if index == 0 else ""
+    if first.startswith("Stem"):
+        attributes = {key: node.attributes.get_ints(key, []) for key in ops.STEM_ATTRIBUTES}
+        given = {key: sizes for key, sizes in attributes.items() if sizes}
+        return ops.stem_plane(_sizes(node.inputs[0])[2:], _sizes(node.inputs[1])[2:], given)
+    height, width = _sizes(node.inputs[0] if first.startswith("Expand") else node.outputs[0])[1:3]
+    return height, width
+
+
+def _sizes(value: ir.Value | None) -> list[int]:
+    """Of a value, -1 where it is free."""
+    assert value is not None
+    assert value.shape is not None
+    return [size if isinstance(size, int) else -1 for size in value.shape]

@@ -49,23 +49,32 @@ def to_nhwc(model: ir.Model) -> None:
 def read_nchw(model: ir.Model) -> None:
     """Let convolutions of few channels read NCHW, where a transpose is made for one alone."""
     for node in model.graph:
-        x = node.inputs[0] if is_conv(node) else None
-        transpose = x.producer() if x is not None else None
-        if x is None or transpose is None or transpose.op_type != "Transpose":
-            continue
-        assert x.shape is not None
-        channels = x.shape[3]
-        if (
-            tuple(transpose.attributes.get_ints("perm", [])) == TO_NHWC
-            and len(x.uses()) == 1
-            and not x.is_graph_output()
-            and isinstance(channels, int)
-            and channels < _FEW_CHANNELS
-        ):
+        nchw = nchw_input(node) if is_conv(node) else None
+        if nchw is not None:
             op = dataclasses.replace(ops.ConvOp.parse(node.op_type), nchw=True)
             node.op_type = op.name
-            node.replace_input_with(0, transpose.inputs[0])
+            node.replace_input_with(0, nchw)
     remove_unused(model)
+
+
+def nchw_input(conv: ir.Node) -> ir.Value | None:
+    """What a convolution of few channels could read in NCHW instead: where its input is transposed
+    for it alone.
+    """
+    x = conv.inputs[0]
+    transpose = x.producer() if x is not None else None
+    if x is None or transpose is None or transpose.op_type != "Transpose":
+        return None
+    assert x.shape is not None
+    channels = x.shape[3]
+    suits = (
+        tuple(transpose.attributes.get_ints("perm", [])) == TO_NHWC
+        and len(x.uses()) == 1
+        and not x.is_graph_output()
+        and isinstance(channels, int)
+        and channels < _FEW_CHANNELS
+    )
+    return transpose.inputs[0] if suits else None
 
 
 def transposes(model: ir.Model) -> int:

@@ -44,9 +44,10 @@ class Place:
     Attributes:
         nodes: their names, in order; a chain is one.
         layers: of them, in order.
-        choices: how it may be masked: the last layer, which spares the others; or the expansion of
-            a chain too, whose positions the depthwise stage spreads over their neighbours. In the
-            blocks that suit the algorithms of the layers, or in single positions.
+        choices: how it may be masked: the last layer, which spares the others; or the expansion or
+            the stem of a chain too, whose positions the depthwise stage spreads over their
+            neighbours. In the blocks that suit the algorithms of the layers, or in single
+            positions.
     """
 
     nodes: tuple[str, ...]
@@ -87,7 +88,7 @@ def places(model: onnx.ModelProto, block: int | str) -> tuple[Place, ...]:
     for names in _read_by_position(model, by_node):
         layers = tuple(layer for name in names for layer in by_node[name])
         subsets: list[tuple[str, ...]] = [(layers[-1].name,)]
-        if nodes[names[-1]].op_type.startswith("Expand"):
+        if nodes[names[-1]].op_type.startswith(("Expand", "Stem")):
             subsets.append((layers[0].name, layers[-1].name))
         sides = {1, *(_natural(layer, nodes[layer.node], by_node) for layer in layers)}
         if block != "auto":
