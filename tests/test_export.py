@@ -21,7 +21,7 @@ import semisparse
 from semisparse import ops
 from semisparse.bench.work import work_of
 from semisparse.errors import ExportError, FileFormatError, ModelError
-from semisparse.export import exporter
+from semisparse.export import exporter, head
 from semisparse.masks import mean_sources, source_map
 from semisparse.sparsifier import Sparsifier
 
@@ -356,12 +356,12 @@ KINDS = {
     "classifier": (
         lambda m, x: m.l(F.adaptive_avg_pool2d(m.a(x).relu(), 1).flatten(1)),
         {"a": conv(), "l": nn.Linear(4, 3)},
-        {"GlobalAveragePool": 1, "Gemm": 1, "Transpose": 0},
+        {"GlobalAveragePool": 1, "Conv": 1, "Gemm": 0, "Transpose": 0},
     ),
     "classifier of a plane": (
         lambda m, x: m.l(m.a(x).relu().flatten(1)),
         {"a": conv(), "l": nn.Linear(4 * 72, 3)},
-        {"Gemm": 1, "Transpose": 1},
+        {"Conv": 1, "Gemm": 0, "Transpose": 1},
     ),
     "softmax over channels": (
         lambda m, x: m.b(m.a(x).softmax(1)),
@@ -660,6 +660,72 @@ STEMS = {
         ["ConvNchwRelu", TAIL + "Relu", TAIL + "Relu"],
     ),
 }
+
+
+HEADS = {
+    "activation between": (
+        lambda m, y: m.q(F.hardswish(m.p(y))),
+        {"p": nn.Linear(4, 9), "q": nn.Linear(9, 3)},
+        {"ConvHardSwish": 1, "Conv": 1, "Reshape": 1},
+    ),
+    "clip between": (
+        lambda m, y: m.q(F.relu6(m.p(y))),
+        {"p": nn.Linear(4, 9), "q": nn.Linear(9, 3)},
+        {"ConvClip": 1, "Conv": 1, "Reshape": 1},
+    ),
+    "no bias": (lambda m, y: m.p(y), {"p": nn.Linear(4, 5, bias=False)}, {"Conv": 1, "MatMul": 0}),
+    "several heads": (
+        lambda m, y: (m.p(y).softmax(1), m.q(y).relu(), y),
+        {"p": nn.Linear(4, 5), "q": nn.Linear(4, 2)},
+        {"Conv": 1, "ConvRelu": 1, "Softmax": 1},
+    ),
+    "read twice": (
+        after(lambda m, y: m.p(y), lambda m, z: z.relu() + z),
+        {"p": nn.Linear(4, 5)},
+        {"Conv": 1, "Relu": 1},
+    ),
+    "another spelling": (
+        lambda m, y: torch.addmm(m.p.bias, y, m.p.weight.t(), beta=0.5),
+        {"p": nn.Linear(4, 5)},
+        {"Gemm": 1},
+    ),
+    "weights that depend on the input": (
+        lambda m, y: y @ y.t(),
+        {},
+        {"MatMul": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_head_is_convolutions(kind, tmp_path):
+    forward, layers, expected = HEADS[kind]
+    model = masked(Net(lambda m, x: forward(m, m.a(x).mean((2, 3))), a=conv(), **layers), X)
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert max(report.errors.values()) < 1e-6
+    found = operators(report.path)
+    assert {name: found[name] for name in expected} == expected
+    of_head = {layer.name: layer for layer in report.layers if layer.name != "a"}
+    assert of_head.keys() == (layers.keys() if "Conv" in "".join(expected) else set())
+    assert all(
+        (layer.height, layer.width, layer.sparsity) == (1, 1, 0) for layer in of_head.values()
+    )
+
+
+def test_large_linear_layers_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(head, "_MOST_BYTES", 100)
+    model = masked(
+        Net(
+            lambda m, x: m.q(m.p(m.a(x).mean((2, 3)))),
+            a=conv(),
+            p=nn.Linear(4, 6),
+            q=nn.Linear(6, 5),
+        ),
+        X,
+    )
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert [layer.name for layer in report.layers] == ["a", "p"]
+    assert operators(report.path)["Gemm"] == 1
 
 
 @pytest.mark.parametrize("kind", STEMS)

@@ -236,6 +236,7 @@ def test_a_dense_network_is_exported_likewise(tmp_path: Path) -> None:
             for block in ("one", "two")
             for layer in ("spatial", "expand", "project")
         ),
+        "head",
     ]
     assert operators(report.path)["ConvGelu"] == 2
 

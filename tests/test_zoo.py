@@ -15,13 +15,14 @@ from semisparse.export import exporter
 from semisparse.sparsifier import Sparsifier
 
 FULL, HEAD, TAIL = "ExpandDepthwiseProject", "ExpandDepthwise", "DepthwiseProject"
+STEM = "StemDepthwiseProject"
 
 # Input size, transposes that have to be in the graph (a VGG's classifier reads its last plane in
 # NCHW), other operations than convolutions, pools and the classifier's, and how many chains of
 # which form and squeezes and excitations there are.
 ZOO = {
     "torchvision/resnet18": (64, 0, set(), {}),
-    "torchvision/mobilenet_v2": (64, 0, set(), {TAIL: 1, FULL: 16}),
+    "torchvision/mobilenet_v2": (64, 0, set(), {STEM: 1, FULL: 16}),
     "torchvision/vgg11": (224, 1, {"Relu"}, {}),
     # Behind a concatenation batch norm is a depthwise 1x1 convolution.
     "torchvision/densenet121": (64, 0, {"Concat"}, {TAIL: 3}),
@@ -29,14 +30,19 @@ ZOO = {
     "torchvision/mobilenet_v3_small": (
         64,
         0,
-        {"HardSwish"},
+        set(),
         {FULL: 2, HEAD: 8, "SqueezeExciteReluHardSigmoid": 9},
     ),
-    "torchvision/mnasnet0_5": (64, 0, set(), {TAIL: 1, FULL: 16}),
-    "torchvision/efficientnet_b0": (64, 0, set(), {HEAD: 15, "SqueezeExciteSiluSigmoid": 16}),
+    "torchvision/mnasnet0_5": (64, 0, set(), {STEM: 1, FULL: 16}),
+    "torchvision/efficientnet_b0": (
+        64,
+        0,
+        set(),
+        {"StemDepthwise": 1, HEAD: 15, "SqueezeExciteSiluSigmoid": 16},
+    ),
     "torchvision/regnet_y_400mf": (64, 0, set(), {"SqueezeExciteReluSigmoid": 16}),
-    "timm/mobilenetv2_100": (64, 0, set(), {TAIL: 1, FULL: 16}),
-    "timm/efficientnet_lite0": (64, 0, set(), {TAIL: 1, FULL: 15}),
+    "timm/mobilenetv2_100": (64, 0, set(), {STEM: 1, FULL: 16}),
+    "timm/efficientnet_lite0": (64, 0, set(), {STEM: 1, FULL: 15}),
 }
 ALWAYS = {"Transpose", "Reshape", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool"}
 

@@ -80,7 +80,10 @@ def _squeezed_average(twins: Twins, node: ir.Node) -> bool:
     channels = out.shape[1] if out.shape is not None else None
     if not _is_float_plane(x) or not isinstance(channels, int):
         return False
+    assert x is not None
+    assert x.shape is not None
     (average,) = twins.emit("GlobalAveragePool", [twins.of(x)], {}, like=[out], domain=ops.DOMAIN)
+    average.shape = ir.Shape([x.shape[0], 1, 1, channels])
     return twins.replace(node, "Reshape", [average, twins.ints([-1, channels])])
 
 

@@ -19,6 +19,7 @@ from semisparse.export.fold import fold
 from semisparse.export.fuse import fuse, is_conv
 from semisparse.export.gate import fuse_gates
 from semisparse.export.graph import dynamic_batch, name_ends, simplify, trace
+from semisparse.export.head import head_to_conv
 from semisparse.export.layer_norm import own_layer_norms
 from semisparse.export.layout import read_nchw, to_nhwc, transposes
 from semisparse.export.linear import linear_to_conv
@@ -150,6 +151,7 @@ def build(
             f"{type(model).__name__} has no 2-d float32 convolution with constant weights, so "
             "there is nothing to run faster; export it with torch.onnx.export."
         )
+    head_to_conv(graph_model)
     put_masks(graph_model, layers)
     fuse(graph_model)
     fuse_gates(graph_model)

@@ -87,6 +87,8 @@ def places(model: onnx.ModelProto, block: int | str) -> tuple[Place, ...]:
     found = []
     for names in _read_by_position(model, by_node):
         layers = tuple(layer for name in names for layer in by_node[name])
+        if layers[-1].positions == 1:
+            continue  # which is always computed, as in a network's head
         subsets: list[tuple[str, ...]] = [(layers[-1].name,)]
         if nodes[names[-1]].op_type.startswith(("Expand", "Stem")):
             subsets.append((layers[0].name, layers[-1].name))
