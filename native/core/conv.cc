@@ -110,7 +110,7 @@ Conv::Conv(const semisparse_conv_desc& desc, const float* weights, const float* 
   finish_ = means_ ? kLinear : means_finish_;
 
   // Kernels load whole vectors of it, past the last channel of a panel.
-  bias_ = make_buffer(outputs + kWidestPanel);
+  bias_ = make_lasting_buffer(outputs + kWidestPanel);
   std::fill_n(bias_.get(), outputs + kWidestPanel, 0.0f);
   if (bias != nullptr) std::copy_n(bias, outputs, bias_.get());
   const int64_t widest = std::max(desc.in_channels, desc.out_channels);
@@ -215,7 +215,7 @@ Conv::PanelGroup Conv::panel_group(size_t index) const {
 
 void Conv::pack_panels(const float* weights) const {
   std::call_once(packed_, [&] {
-    Buffer packed = make_buffer(packed_floats_);
+    Buffer packed = make_lasting_buffer(packed_floats_);
     for (const Panel& panel : panels_) {
       pack_panel(weights, static_cast<size_t>(desc_.in_channels / desc_.group),
                  static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]), panel.first, panel.count,
@@ -230,7 +230,7 @@ void Conv::pack_depthwise(const float* weights, Isa isa) {
   const auto channels = static_cast<size_t>(desc_.out_channels);
   const auto taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
   const size_t blocks = ceil_div(channels, dwconv::kBlock);
-  weights_ = make_buffer(blocks * taps * dwconv::kBlock);
+  weights_ = make_lasting_buffer(blocks * taps * dwconv::kBlock);
   float* to = weights_.get();
   for (size_t b = 0; b < blocks; ++b) {
     for (size_t t = 0; t < taps; ++t) {

@@ -156,7 +156,7 @@ double Winograd::direct_cost(const semisparse_conv_desc& desc, size_t positions)
 }
 
 void Winograd::transform_weights() const {
-  Buffer weights = make_buffer(weight_begin_.back());
+  Buffer weights = make_lasting_buffer(weight_begin_.back());
   for (size_t p = 0; p < panels_.size(); ++p) {
     const Panel& panel = panels_[p];
     const size_t nr = panel.kernel->nr;
