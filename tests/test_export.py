@@ -1081,6 +1081,17 @@ def spoil(node_name):
     return spoiled
 
 
+def test_a_layer_that_the_head_reads_wrongly_is_named(monkeypatch, tmp_path):
+    layers = {"a": conv(), "p": nn.Linear(4, 6), "q": nn.Linear(6, 3)}
+    model = masked(Net(lambda m, x: m.q(m.p(m.a(x).mean((2, 3)))), **layers), X)
+    for wrong in "ap":
+        monkeypatch.setattr(exporter, "put_masks", spoil(wrong))
+        reader = {"a": "p", "p": "q"}[wrong]
+        with pytest.raises(ExportError, match=f"first layer that is off .* where '{reader}' reads"):
+            export(model, X, path=tmp_path / "m.onnx")
+        monkeypatch.undo()
+
+
 def test_wrong_file_is_not_written_and_the_layer_is_named(monkeypatch, tmp_path):
     layers = {name: conv() for name in "abc"}
     model = masked(Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), **layers), X)

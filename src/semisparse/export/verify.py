@@ -98,8 +98,8 @@ def _first_off(exact: nn.Module, inputs: tuple[Tensor, ...], file: bytes, kind: 
         return "it has one layer only"
     session = InferenceSession(proto.SerializeToString(), library=kind == "library")
     values = dict(zip(names, session.run(None, _feeds(session, inputs)), strict=True))
-    for node, name, expected_nchw in read:
-        value, expected = values[name], expected_nchw.transpose(0, 2, 3, 1)
+    for node, name, expected in read:
+        value = values[name]
         # A padding that stayed a node of its own lies between the layer's input and the operator's.
         if value.shape != expected.shape:
             continue
@@ -115,16 +115,22 @@ def _first_off(exact: nn.Module, inputs: tuple[Tensor, ...], file: bytes, kind: 
 
 
 def _layer_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Mapping[str, NDArray[Any]]:
-    """What each layer reads, by node name."""
+    """What each layer reads, by node name, as the convolution that it is in the file reads it."""
     seen: dict[str, NDArray[Any]] = {}
     calls: dict[str, int] = defaultdict(int)
 
     def keep(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             calls[name] += 1
-            if args and isinstance(args[0], Tensor):
-                node = name if calls[name] == 1 else f"{name}#{calls[name]}"
-                seen[node] = args[0].numpy(force=True)
+            if not args or not isinstance(args[0], Tensor):
+                return
+            x = args[0].numpy(force=True)
+            node = name if calls[name] == 1 else f"{name}#{calls[name]}"
+            linear = isinstance(module, nn.Linear)
+            if x.ndim == 4:
+                seen[node] = x if linear else x.transpose(0, 2, 3, 1)
+            elif x.ndim == 2 and linear:
+                seen[node] = x[:, None, None, :]
 
         return hook
 
