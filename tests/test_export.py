@@ -673,6 +673,11 @@ HEADS = {
         {"p": nn.Linear(4, 9), "q": nn.Linear(9, 3)},
         {"ConvClip": 1, "Conv": 1, "Reshape": 1},
     ),
+    "called twice": (
+        lambda m, y: m.p(m.p(y).relu()),
+        {"p": nn.Linear(4, 4)},
+        {"ConvRelu": 1, "Conv": 1},
+    ),
     "no bias": (lambda m, y: m.p(y), {"p": nn.Linear(4, 5, bias=False)}, {"Conv": 1, "MatMul": 0}),
     "several heads": (
         lambda m, y: (m.p(y).softmax(1), m.q(y).relu(), y),
@@ -705,11 +710,19 @@ def test_the_head_is_convolutions(kind, tmp_path):
     assert max(report.errors.values()) < 1e-6
     found = operators(report.path)
     assert {name: found[name] for name in expected} == expected
-    of_head = {layer.name: layer for layer in report.layers if layer.name != "a"}
+    of_head = {layer.name: layer for layer in report.layers if layer.name not in ("a", "p#2")}
     assert of_head.keys() == (layers.keys() if "Conv" in "".join(expected) else set())
     assert all(
         (layer.height, layer.width, layer.sparsity) == (1, 1, 0) for layer in of_head.values()
     )
+
+
+def test_a_head_that_is_called_again_has_its_weights_once(tmp_path):
+    forward, layers, _ = HEADS["called twice"]
+    model = Net(lambda m, x: forward(m, m.a(x).mean((2, 3))), a=conv(), **layers).eval()
+    report = export(model, X, path=tmp_path / "m.onnx")
+    assert [layer.name for layer in report.layers] == ["a", "p", "p#2"]
+    assert sum(array.shape == (4, 4, 1, 1) for array in initializers(report.path).values()) == 1
 
 
 def test_large_linear_layers_stay(tmp_path, monkeypatch):
