@@ -2,6 +2,8 @@
 
 #include <mutex>
 
+#include "core/division.h"
+
 namespace semisparse {
 namespace {
 
@@ -13,12 +15,10 @@ constexpr bool kShare = false;  // so that a read beyond one of them is found
 constexpr bool kShare = true;
 #endif
 
-size_t whole_lines(size_t floats) { return (floats + 15) / 16 * 16; }
-
 }  // namespace
 
 Buffer make_lasting_buffer(size_t floats) {
-  const size_t taken = whole_lines(floats);
+  const size_t taken = ceil_div(floats, kLineFloats) * kLineFloats;
   if (!kShare || taken * sizeof(float) >= kLargePage) return make_buffer(floats);
   // The chunk that is being filled, and how much of it is.
   static std::mutex mutex;

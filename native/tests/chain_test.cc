@@ -291,7 +291,7 @@ void check_chain(uint64_t seed, ThreadPool& pool, const std::vector<std::string>
           problem.residual ? problem.residual->data() : nullptr, got.data(),
           threads ? ThreadPool::parallel_for : nullptr, threads ? &pool : nullptr));
       for (size_t i = 0; i < got.size(); ++i) {
-        if (std::abs(got[i] - want[i]) <= 3e-5 * (1 + std::abs(want[i]))) continue;
+        if (std::abs(got[i] - want[i]) <= 1e-5 * (1 + std::abs(want[i]))) continue;
         fail(__FILE__, __LINE__,
              "element " + std::to_string(i) + " of " + std::to_string(got.size()) + " is " +
                  std::to_string(got[i]) + ", not " + std::to_string(want[i]));

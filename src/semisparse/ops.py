@@ -353,17 +353,34 @@ def is_by_position(domain: str, op_type: str, axis: int | None) -> bool:
     return op_type in UNARY or op_type in BROADCASTING
 
 
-def stem_plane(
-    plane: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Sequence[int]]
+def plane_of(
+    op_type: str,
+    index: int,
+    x: Sequence[int],
+    y: Sequence[int],
+    kernel: Sequence[int],
+    attributes: Mapping[str, Sequence[int]],
 ) -> tuple[int, int]:
-    """`[H, W]` of what the stem of a chain gives, by that of its input and the chain's attributes."""
-    strides = attributes.get("stem_strides", (1, 1))
-    pads = attributes.get("stem_pads", (0,) * 4)
-    dilations = attributes.get("stem_dilations", (1, 1))
-    height, width = (
-        (plane[i] + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
-        for i in range(2)
-    )
+    """`[H_out, W_out]` of a layer of a convolution or a chain.
+
+    Args:
+        op_type: of the node.
+        index: which of its layers; all but the first of a chain share the plane of its output.
+        x: shape of the node's input.
+        y: shape of its output.
+        kernel: `[kh, kw]` of its first layer.
+        attributes: the node's; only a stem's are read.
+    """
+    if index == 0 and op_type.startswith("Stem"):
+        strides = attributes.get("stem_strides", (1, 1))
+        pads = attributes.get("stem_pads", (0,) * 4)
+        dilations = attributes.get("stem_dilations", (1, 1))
+        height, width = (
+            (size + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
+            for i, size in enumerate(x[2:4])
+        )
+    else:
+        height, width = (x if index == 0 and op_type.startswith("Expand") else y)[1:3]
     return height, width
 
 

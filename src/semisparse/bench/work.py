@@ -183,15 +183,15 @@ def work_of(model: onnx.ModelProto) -> Work:
         if node.domain == DOMAIN and stages:
             inputs = 2 + ("Fill" in node.op_type) + ("FillMean" in node.op_type)
             for index, name in enumerate(_layers_in(node, stages)):
-                # The stages behind an expansion or a stem share the plane of the output.
-                plane = shapes[node.output[0]][1:3]
-                if stages[index] == "Expand":
-                    plane = shapes[node.input[0]][1:3]
-                elif stages[index] == "Stem":
-                    kernel = constants[node.input[1]].dims[2:]
-                    attributes = {a.name: a.ints for a in node.attribute}
-                    plane = [*ops.stem_plane(shapes[node.input[0]][2:], kernel, attributes)]
-                layers.append(layer(name, node, 1 + index * inputs, plane))
+                of_layer = ops.plane_of(
+                    node.op_type,
+                    index,
+                    shapes[node.input[0]],
+                    shapes[node.output[0]],
+                    constants[node.input[1]].dims[2:],
+                    {a.name: a.ints for a in node.attribute},
+                )
+                layers.append(layer(name, node, 1 + index * inputs, of_layer))
         elif node.domain == DOMAIN and node.op_type.startswith("SqueezeExcite"):
             for index, name in enumerate(_layers_in(node, ("squeeze", "excite"))):
                 layers.append(layer(name, node, 1 + 2 * index, (1, 1)))

@@ -121,14 +121,13 @@ def _replace(model: ir.Model, op: ops.ChainOp, stages: Sequence[ir.Node]) -> Non
             own = ops.ConvOp.parse(node.op_type)
             given = node.inputs[3 : 3 + len(ops.FILL_INPUTS[own.fill])]
             inputs += given or _all_computed(model, op.fill, node)
-        own_attributes = {key: value.value for key, value in node.attributes.items()}
         if stage == "Depthwise":
-            attributes |= own_attributes
+            attributes |= {key: value.value for key, value in node.attributes.items()}
         elif stage == "Stem":
-            attributes |= {
-                name: own_attributes[own]
-                for name, own in ops.STEM_ATTRIBUTES.items()
-                if own in own_attributes
+            attributes = {
+                name: node.attributes[key].value
+                for name, key in ops.STEM_ATTRIBUTES.items()
+                if key in node.attributes
             }
     last = stages[-1]
     if op.residual:

@@ -230,14 +230,13 @@ def _exported_layers(graph_model: ir.Model, masks: dict[str, Tensor]) -> tuple[E
 
 
 def _plane(node: ir.Node, index: int) -> tuple[int, int]:
-    """`[H_out, W_out]` of a node's layer of that number; all but the first of a chain share one."""
-    first = node.op_type if index == 0 else ""
-    if first.startswith("Stem"):
-        attributes = {key: node.attributes.get_ints(key, []) for key in ops.STEM_ATTRIBUTES}
-        given = {key: sizes for key, sizes in attributes.items() if sizes}
-        return ops.stem_plane(_sizes(node.inputs[0])[2:], _sizes(node.inputs[1])[2:], given)
-    height, width = _sizes(node.inputs[0] if first.startswith("Expand") else node.outputs[0])[1:3]
-    return height, width
+    """`[H_out, W_out]` of a node's layer of that number."""
+    x, weights, *_ = node.inputs
+    stem = {
+        key: node.attributes[key].as_ints() for key in ops.STEM_ATTRIBUTES if key in node.attributes
+    }
+    shapes = _sizes(x), _sizes(node.outputs[0]), _sizes(weights)[2:]
+    return ops.plane_of(node.op_type, index, *shapes, stem)
 
 
 def _sizes(value: ir.Value | None) -> list[int]:
