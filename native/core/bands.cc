@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "core/division.h"
 #include "core/scratch.h"
@@ -118,11 +120,17 @@ Bands::Bands(const Stages& stages, Conv::Plane in)
     band.kept = std::max(band.kept, band.first);
     band.last = std::max(band.last, band.kept);
   }
-  for (Band& band : bands_) {
+  for (const Band& band : bands_) {
     window_rows_ = std::max(window_rows_, band.last - band.first);
+  }
+  for (Band& band : bands_) {
     for (uint32_t& from : band.depthwise.from) from -= static_cast<uint32_t>(band.first * pitch_);
-    band.halo = expansion(stages, reads, band, band.first, band.kept);
-    band.fresh = expansion(stages, reads, band, band.kept, band.last);
+    if (stages.expand->leaves_masked()) {
+      list_taps(stages, reads, band, &band == &bands_.back() ? nullptr : &band + 1);
+    } else {
+      band.halo = expansion(stages, reads, band, band.first, band.kept);
+      band.fresh = expansion(stages, reads, band, band.kept, band.last);
+    }
   }
 }
 
@@ -191,34 +199,90 @@ void Bands::read_in_place(const semisparse_conv_desc& d, Band& band) const {
   }
 }
 
+// Calls f(position, place in the band's window) for what is read of rows [begin, end), but for
+// their padding.
+template <typename F>
+void Bands::each_read(const Reads& reads, const Band& band, size_t begin, size_t end,
+                      const F& f) const {
+  const auto height = static_cast<size_t>(in_.height);
+  const auto width = static_cast<size_t>(in_.width);
+  for (size_t row = std::max(begin, pad_top_); row < std::min(end, pad_top_ + height); ++row) {
+    for (size_t x = 0; x < width; ++x) {
+      const size_t place = row * pitch_ + pad_left_ + x;
+      if (reads.padded[place] == 0) continue;
+      f((row - pad_top_) * width + x, static_cast<uint32_t>(place - band.first * pitch_));
+    }
+  }
+}
+
+// The pixel that the first tap of an expanded position reads.
+uint32_t Bands::expand_from(const semisparse_conv_desc& d, int64_t source) const {
+  const int64_t y = source / in_.width * d.strides[0];
+  return static_cast<uint32_t>(y * chain_in_.width + source % in_.width * d.strides[1]);
+}
+
 Gather Bands::expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
                         size_t end) const {
   const Sources sources(stages.expand);
+  Gatherer gatherer;
+  each_read(reads, band, band.first, begin, [&](size_t position, uint32_t place) {
+    if (sources[position] >= 0) gatherer.add_present(sources[position], place);
+  });
+  each_read(reads, band, begin, end, [&](size_t position, uint32_t place) {
+    const int64_t source = sources[position];
+    gatherer.add(source, expand_from(stages.expand->desc(), source), place);
+  });
+  return gatherer.finish();
+}
+
+// The expansion of a band whose window holds what is computed once, each at the first place that
+// wants it, and where the depthwise convolution's taps are therefore. What the next band wants too
+// has to be in the rows that stay for it: at the first place there, as if that band began with
+// them.
+void Bands::list_taps(const Stages& stages, const Reads& reads, Band& band,
+                      const Band* next) const {
+  const Sources sources(stages.expand);
   const semisparse_conv_desc& d = stages.expand->desc();
+  std::unordered_map<int64_t, uint32_t> homes;
+  Gatherer halo;
+  Gatherer fresh;
+  each_read(reads, band, band.first, band.kept, [&](size_t position, uint32_t place) {
+    const int64_t source = sources[position];
+    if (source < 0 || !homes.try_emplace(source, place).second) return;
+    halo.add(source, expand_from(d, source), place);
+    fresh.add_present(source, place);
+  });
+  each_read(reads, band, band.kept, band.last, [&](size_t position, uint32_t place) {
+    const int64_t source = sources[position];
+    if (source < 0 || !homes.try_emplace(source, place).second) return;
+    fresh.add(source, expand_from(d, source), place);
+  });
+  if (next != nullptr) {
+    std::unordered_set<int64_t> stays;
+    each_read(reads, band, next->first, next->kept, [&](size_t position, uint32_t place) {
+      const int64_t source = sources[position];
+      if (source < 0 || !stays.insert(source).second || homes.at(source) == place) return;
+      fresh.add(source, expand_from(d, source), place);
+    });
+  }
+  band.halo = halo.finish();
+  band.fresh = fresh.finish();
+
   const auto height = static_cast<size_t>(in_.height);
   const auto width = static_cast<size_t>(in_.width);
-  // The pixel of its first tap.
-  const auto from_of = [&](int64_t source) {
-    const int64_t y = source / in_.width * d.strides[0];
-    return static_cast<uint32_t>(y * chain_in_.width + source % in_.width * d.strides[1]);
-  };
-  const auto each = [&](size_t from, size_t to, const auto& f) {
-    for (size_t row = std::max(from, pad_top_); row < std::min(to, pad_top_ + height); ++row) {
-      for (size_t x = 0; x < width; ++x) {
-        const size_t place = row * pitch_ + pad_left_ + x;
-        if (reads.padded[place] == 0) continue;
-        f(sources[(row - pad_top_) * width + x],
-          static_cast<uint32_t>(place - band.first * pitch_));
+  for (const uint32_t from : band.depthwise.from) {
+    for (const size_t tap : taps_) {
+      const size_t place = band.first * pitch_ + from + tap;
+      const size_t y = place / pitch_ - pad_top_;  // of the padding they are large
+      const size_t x = place % pitch_ - pad_left_;
+      size_t at = zero_place();
+      if (y < height && x < width) {
+        const int64_t source = sources[y * width + x];
+        at = source < 0 ? blank_place() : homes.at(source);
       }
+      band.depthwise.taps.push_back(static_cast<uint32_t>(at * channels_));
     }
-  };
-  Gatherer gatherer;
-  each(band.first, begin, [&](int64_t source, uint32_t place) {
-    if (source >= 0) gatherer.add_present(source, place);
-  });
-  each(begin, end,
-       [&](int64_t source, uint32_t place) { gatherer.add(source, from_of(source), place); });
-  return gatherer.finish();
+  }
 }
 
 bool Bands::fit() const {
@@ -233,9 +297,13 @@ class Bands::Worker {
       : bands_(bands),
         stages_(stages),
         run_(run),
-        scratch_(bands.window_rows_ * bands.row_floats() + bands.most_filtered_ * bands.channels_),
+        scratch_(bands.window_floats() + bands.most_filtered_ * bands.channels_),
         window_(scratch_.data()),
-        filtered_(window_ + bands.window_rows_ * bands.row_floats()) {}
+        filtered_(window_ + bands.window_floats()) {
+    if (stages.expand == nullptr || !stages.expand->leaves_masked()) return;
+    std::fill_n(window_ + bands.zero_place() * bands.channels_, bands.channels_, 0.0f);
+    stages.expand->write_blank(window_ + bands.blank_place() * bands.channels_);
+  }
 
   // The bands of all images are counted, one image after the other.
   void work(size_t number) {
@@ -286,6 +354,9 @@ class Bands::Worker {
 
   void expand_rows(const float* x, size_t inputs, const Band& band, const Gather& gather,
                    size_t begin, size_t end) {
+    stages_.expand->gather_panels(gather, {x, inputs, nullptr, window_, bands_.channels_, false},
+                                  static_cast<size_t>(bands_.chain_in_.width));
+    if (!band.depthwise.taps.empty()) return;  // none of them reads the padding
     const size_t left = bands_.pad_left_ * bands_.channels_;
     const size_t inside = static_cast<size_t>(bands_.in_.width) * bands_.channels_;
     for (size_t row = begin; row < end; ++row) {
@@ -298,8 +369,6 @@ class Bands::Worker {
         std::fill(to + left + inside, to + bands_.row_floats(), 0.0f);
       }
     }
-    stages_.expand->gather_panels(gather, {x, inputs, nullptr, window_, bands_.channels_, false},
-                                  static_cast<size_t>(bands_.chain_in_.width));
   }
 
   const Bands& bands_;

@@ -26,8 +26,9 @@ struct Stages {
 
 // A chain on one plane, cut into bands of output rows. Of an expansion only the rows that a band
 // reads are kept, padded, in a window that stays in the second-level cache; the next band moves
-// those that it reads too to the window's start and adds its own. A stem's input, which is smaller
-// than its output, is padded as a whole beforehand.
+// those that it reads too to the window's start and adds its own. Of a masked expansion the window
+// holds what is computed, each of it once, and the depthwise convolution's taps are listed. A
+// stem's input, which is smaller than its output, is padded as a whole beforehand.
 class Bands {
  public:
   // Whether the planes between the stages are too large for the cache, and a few rows are not.
@@ -59,8 +60,17 @@ class Bands {
 
   void read_in_place(const semisparse_conv_desc& desc, Band& band) const;
   size_t row_floats() const { return pitch_ * channels_; }
+  // Behind the rows of a window whose taps are listed: a row of zeros for those outside of the
+  // plane, and one of what a blank position holds.
+  size_t zero_place() const { return window_rows_ * pitch_; }
+  size_t blank_place() const { return zero_place() + 1; }
+  size_t window_floats() const { return (blank_place() + 1) * channels_; }
+  template <typename F>
+  void each_read(const Reads& reads, const Band& band, size_t begin, size_t end, const F& f) const;
+  uint32_t expand_from(const semisparse_conv_desc& desc, int64_t source) const;
   Gather expansion(const Stages& stages, const Reads& reads, const Band& band, size_t begin,
                    size_t end) const;
+  void list_taps(const Stages& stages, const Reads& reads, Band& band, const Band* next) const;
   void work(const Stages& stages, const Run& run, const Parallel& parallel) const;
   Band band_of(const Stages& stages, size_t begin, size_t end, Reads& reads) const;
 

@@ -90,6 +90,7 @@ Chain::Chain(semisparse_chain_form form, const semisparse_chain_stage* stages, c
     project_->output_plane(depthwise_.positions()->height, depthwise_.positions()->width);
   }
   keep_read();
+  list_taps();
 }
 
 // Of each stage only what the next one reads is computed or filled. At 14x14 with 384 channels and
@@ -118,6 +119,42 @@ void Chain::keep_read() {
                      plane.width <= 4 * filtered->width;
   if (!known) return;
   expand_->keep_read(plane, depthwise_.reads(plane));
+}
+
+// A masked position of the expansion is not copied to where it is read: the depthwise convolution's
+// taps go to what it would be a copy of.
+void Chain::list_taps() {
+  if (!expand_ || expand_->has_means() || expand_->positions() == nullptr) return;
+  const Positions& expanded = *expand_->positions();
+  const auto plane = static_cast<size_t>(expanded.height * expanded.width);
+  const size_t channels = depthwise_.in_channels();
+  const bool too_large = (plane + 2) * channels > std::numeric_limits<uint32_t>::max();
+  if (too_large || (expanded.copies.empty() && expanded.blank.empty())) return;
+  expand_->leave_masked();
+  const std::vector<int32_t> sources = expanded.source_map();
+  const semisparse_conv_desc& d = depthwise_.desc();
+  const auto list = [&](int64_t out_y, int64_t out_x) {
+    for (int64_t ky = 0; ky < d.kernel[0]; ++ky) {
+      for (int64_t kx = 0; kx < d.kernel[1]; ++kx) {
+        const int64_t y = out_y * d.strides[0] - d.pads[0] + ky * d.dilations[0];
+        const int64_t x = out_x * d.strides[1] - d.pads[1] + kx * d.dilations[1];
+        size_t place = plane;
+        if (y >= 0 && x >= 0 && y < expanded.height && x < expanded.width) {
+          const int32_t source = sources[static_cast<size_t>(y * expanded.width + x)];
+          place = source < 0 ? plane + 1 : static_cast<size_t>(source);
+        }
+        taps_.push_back(static_cast<uint32_t>(place * channels));
+      }
+    }
+  };
+  if (depthwise_.positions() != nullptr) {
+    for (const Positions::Place& place : depthwise_.positions()->kept) list(place.y, place.x);
+  } else {
+    const Conv::Plane out = depthwise_.output_plane(expanded.height, expanded.width);
+    for (int64_t y = 0; y < out.height; ++y) {
+      for (int64_t x = 0; x < out.width; ++x) list(y, x);
+    }
+  }
 }
 
 Conv::Plane Chain::output_plane(int64_t height, int64_t width) const {
@@ -175,19 +212,37 @@ void Chain::run_stages(const float* x, int64_t batch, Conv::Plane in, const floa
                        float* y, const Parallel& parallel) const {
   const Conv::Plane mid = stages().expanded(in);
   const Conv::Plane out = depthwise_.output_plane(mid.height, mid.width);
-  const auto floats = [&](Conv::Plane plane) {
-    return static_cast<size_t>(batch) * plane.positions() * depthwise_.in_channels();
-  };
-  const size_t expanded = expand_ ? floats(mid) : 0;
-  const ThreadScratch memory(expanded + (project_ ? floats(out) : 0));
+  if (!taps_.empty() && batch > 1) {
+    // Taps are listed for one image.
+    const size_t outs = out.positions() * out_channels();
+    for (size_t i = 0; i < static_cast<size_t>(batch); ++i) {
+      run_stages(x + i * in.positions() * in_channels(), 1, in,
+                 residual == nullptr ? nullptr : residual + i * outs, y + i * outs, parallel);
+    }
+    return;
+  }
+  const size_t channels = depthwise_.in_channels();
+  const auto images = static_cast<size_t>(batch);
+  const size_t special = taps_.empty() ? 0 : 2;
+  const size_t expanded = expand_ ? (images * mid.positions() + special) * channels : 0;
+  const ThreadScratch memory(expanded + (project_ ? images * out.positions() * channels : 0));
   float* scratch = memory.data();
   if (expand_) {
     expand_->run(x, batch, in.height, in.width, nullptr, scratch, parallel);
     x = scratch;
   }
-  if (!project_) return depthwise_.compute(x, batch, mid.height, mid.width, nullptr, y, parallel);
+  const uint32_t* taps = nullptr;
+  if (!taps_.empty()) {
+    float* behind = scratch + mid.positions() * channels;
+    std::fill_n(behind, channels, 0.0f);
+    expand_->write_blank(behind + channels);
+    taps = taps_.data();
+  }
+  if (!project_) {
+    return depthwise_.compute(x, batch, mid.height, mid.width, nullptr, y, parallel, nullptr, taps);
+  }
   float* filtered = scratch + expanded;
-  depthwise_.run(x, batch, mid.height, mid.width, nullptr, filtered, parallel);
+  depthwise_.run(x, batch, mid.height, mid.width, nullptr, filtered, parallel, nullptr, taps);
   project_->compute(filtered, batch, out.height, out.width, residual, y, parallel);
 }
 

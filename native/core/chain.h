@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/bands.h"
 #include "core/conv.h"
@@ -38,6 +39,7 @@ class Chain {
     return {expand_ ? &*expand_ : nullptr, &depthwise_, project_ ? &*project_ : nullptr};
   }
   void keep_read();
+  void list_taps();
   void compute(const float* x, int64_t batch, Conv::Plane in, const float* residual, float* y,
                const Parallel& parallel) const;
   std::shared_ptr<const Bands> bands(Conv::Plane in) const;
@@ -48,6 +50,10 @@ class Chain {
   Conv depthwise_;
   std::optional<Conv> project_;
   std::string kernel_name_;
+  // Where the expansion leaves masked positions alone: of each computed position of the depthwise
+  // convolution, where its taps read, in floats from the expanded plane. Behind that are a row of
+  // zeros, for those outside of it, and one of what a blank position holds.
+  std::vector<uint32_t> taps_;
   // Of the plane that was run last; a network has but one.
   mutable std::mutex mutex_;
   mutable Conv::Plane bands_plane_{0, 0};

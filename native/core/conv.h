@@ -61,18 +61,28 @@ class Conv {
   // algorithm has made its tiles and goes on as before. Not for convolutions with means.
   void keep_read(Plane plane, const std::vector<uint8_t>& read);
 
+  // From now on a run writes computed positions only, for a reader that knows what the masked ones
+  // copy.
+  void leave_masked() { fills_ = false; }
+  bool leaves_masked() const { return !fills_; }
+  // What such a position holds that copies none: to[out_channels].
+  void write_blank(float* to) const;
+
   // Whether a run may multiply the input's channels by a gate of each image.
   bool takes_gate() const;
-  // gate: [batch, in_channels], or null.
+  // gate: [batch, in_channels], or null. taps: [computed positions][taps], where a depthwise
+  // convolution of one image reads, in floats from x; or null.
   void run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-           float* y, const Parallel& parallel, const float* gate = nullptr) const;
+           float* y, const Parallel& parallel, const float* gate = nullptr,
+           const uint32_t* taps = nullptr) const;
 
   // Whether masked positions are means of two computed ones. Those can be in tiles of different
   // tasks, so a run has two parts: linear parts of what is computed, then all outputs of these.
   bool has_means() const { return means_.has_value(); }
   // The first part, and all of a run where there are no means.
   void compute(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-               float* y, const Parallel& parallel, const float* gate = nullptr) const;
+               float* y, const Parallel& parallel, const float* gate = nullptr,
+               const uint32_t* taps = nullptr) const;
   // Both, where what `first` writes to the plane that it is given is the result of the first part.
   void complete_means(size_t images, const float* residual, float* y, const Parallel& parallel,
                       const std::function<void(float*)>& first) const;
@@ -129,6 +139,7 @@ class Conv {
   bool repeats_inputs() const {
     return dwconv_ != nullptr && desc_.in_channels != desc_.out_channels;
   }
+  bool copies() const { return fills_ && positions_ && !positions_->copies.empty(); }
   size_t tiles_per_call() const;
   void repeat_inputs(const float* x, size_t pixels, float* repeated,
                      const Parallel& parallel) const;
@@ -175,6 +186,7 @@ class Conv {
 
   semisparse_conv_desc desc_;
   std::optional<Positions> positions_;  // none: dense
+  bool fills_ = true;                   // masked positions
   std::optional<Means> means_;
   const float* staying_ = nullptr;  // the caller's weights where they stay
   mutable std::once_flag packed_;

@@ -81,11 +81,14 @@ void Conv::gather_depthwise(const Gather& gather, const GatherPlanes& planes, si
   strip.ldy = planes.ldy;
   strip.write_ahead = planes.fetch_y ? kWriteAhead : 0;
   const size_t count = gather.from.size();
+  const auto taps = static_cast<size_t>(desc_.kernel[0] * desc_.kernel[1]);
+  strip.x = planes.x;
   for (size_t from = 0; from < count; from += strip.m) {
     strip.m = std::min(kStrip, count - from);
     strip.dests = gather.dest.data() + from;
     if (!gather.windows.empty()) strip.windows = gather.windows.data() + from;
-    for (size_t i = 0; i < strip.m; ++i) {
+    if (!gather.taps.empty()) strip.taps = gather.taps.data() + from * taps;
+    for (size_t i = 0; i < strip.m && gather.taps.empty(); ++i) {
       // Signed, because the first tap may be outside of the plane.
       const auto pixel = static_cast<std::ptrdiff_t>(static_cast<int32_t>(gather.from[from + i]));
       rows[i] = planes.x + pixel * static_cast<std::ptrdiff_t>(planes.ldx);

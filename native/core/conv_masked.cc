@@ -53,7 +53,7 @@ void Conv::fill(const epilogue::Pair* copies, size_t count, size_t begin, size_t
 // layers with few channels their whole gain: how many copies a row has cannot be predicted.
 void Conv::fill_rows(const Work& work, size_t begin, size_t end, size_t channel,
                      size_t channels) const {
-  if (!positions_ || positions_->copies.empty()) return;
+  if (!copies()) return;
   const auto plane = static_cast<size_t>(positions_->height * positions_->width);
   const size_t per_image = positions_->kept.size();
   const auto& copy_begin = positions_->copy_begin;
@@ -91,7 +91,7 @@ void Conv::copy_rows(const epilogue::Pair* copies, size_t count, float* y, size_
 // The share of some tiles in the positions whose linear part is zero.
 void Conv::blank_share(const Work& work, size_t first_tile, size_t last_tile, size_t channel,
                        size_t channels) const {
-  if (!positions_) return;
+  if (!positions_ || !fills_) return;
   const size_t blanks = work.images * positions_->blank.size();
   blank(work, blanks * first_tile / work.tiles, blanks * last_tile / work.tiles, channel, channels);
 }
@@ -110,6 +110,10 @@ void Conv::blank(const Work& work, size_t begin, size_t end, size_t channel,
                out_channels(), channel, channels);
     at += count;
   }
+}
+
+void Conv::write_blank(float* to) const {
+  if (blank_row_) std::copy_n(blank_row_.get(), out_channels(), to);
 }
 
 // Channels from `channel` on, which is where residual and y begin.

@@ -81,22 +81,22 @@ void check_batch(int64_t batch, Conv::Plane out) {
 }  // namespace
 
 void Conv::run(const float* x, int64_t batch, int64_t height, int64_t width, const float* residual,
-               float* y, const Parallel& parallel, const float* gate) const {
+               float* y, const Parallel& parallel, const float* gate, const uint32_t* taps) const {
   if (gate != nullptr && !takes_gate()) {
     invalid(
         "a gate is for convolutions in NHWC with kernel 1, group 1 and no padding, which is no "
         "depthwise one; multiply the input by it beforehand");
   }
-  if (!means_) return compute(x, batch, height, width, residual, y, parallel, gate);
+  if (!means_) return compute(x, batch, height, width, residual, y, parallel, gate, taps);
   check_batch(batch, output_plane(height, width));
   complete_means(static_cast<size_t>(batch), residual, y, parallel, [&](float* linear) {
-    compute(x, batch, height, width, nullptr, linear, parallel, gate);
+    compute(x, batch, height, width, nullptr, linear, parallel, gate, taps);
   });
 }
 
 void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
-                   const float* residual, float* y, const Parallel& parallel,
-                   const float* gate) const {
+                   const float* residual, float* y, const Parallel& parallel, const float* gate,
+                   const uint32_t* taps) const {
   const Plane out = output_plane(height, width);
   const int64_t plane = out.height * out.width;
   check_batch(batch, out);
@@ -131,13 +131,13 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
   g.rows_per_image = positions_ ? positions_->kept.size() : static_cast<size_t>(plane);
   work.residual = residual;
   work.y = y;
+  work.tap_places = taps;
   work.images = static_cast<size_t>(batch);
   work.rows = work.images * g.rows_per_image;
   // 112x112 with 32 channels, depthwise: 0.29 to 0.235 ms; where the output fits, 3% slower.
   work.streams =
       work.images * static_cast<size_t>(plane) * out_channels() * sizeof(float) > l2_cache_bytes();
-  const bool copies = positions_ && !positions_->copies.empty();
-  const bool linear = residual != nullptr && copies;
+  const bool linear = residual != nullptr && copies();
   work.added = linear ? nullptr : residual;
   work.finish = linear ? kLinear : finish_;
 
@@ -194,7 +194,7 @@ void Conv::compute(const float* x, int64_t batch, int64_t height, int64_t width,
       end *= work.unit;
       dwconv_ != nullptr ? dwconv_rows(work, begin, end) : igemm_range(work, begin, end);
     });
-    if (!work.by_group || !copies) return;
+    if (!work.by_group || !copies()) return;
     // By whole rows: what a group has of them lies mostly a power of two apart, so in few sets of
     // the caches. Filled by the tasks, 1024 and 2048 channels with a residual took 2 to 6% longer
     // at 14x14, and 2% at 7x7 (EPYC, Zen 4, AVX-512).

@@ -25,8 +25,7 @@ void Conv::igemm_range(const Work& work, size_t first_tile, size_t last_tile) co
   }
   const size_t begin = work.first_row(first_tile);
   const size_t end = work.first_row(last_tile);
-  const bool copies = positions_ && !positions_->copies.empty();
-  const size_t step = copies ? ceil_div(kCopiedFloats, out_channels() * mr_) * mr_ : end - begin;
+  const size_t step = copies() ? ceil_div(kCopiedFloats, out_channels() * mr_) * mr_ : end - begin;
   for (size_t from = begin; from < end; from += step) {
     const size_t to = std::min(end, from + step);
     igemm_tiles(work, from, to, 0, panels_.size());
@@ -154,7 +153,8 @@ void Conv::dwconv_rows(const Work& work, size_t first_tile, size_t last_tile) co
   // On narrow planes, where every other strip touches an edge, it is better to look at no strip's
   // edges: 14x14 with 384 channels 27 to 23 us, 7x7 with 960 channels 18 to 14 us. But with AVX2
   // 28x28 with 64 channels and 5x5 76 to 38 us.
-  const bool alike = g.out_width > 20 && work.taps() <= dwconv_->most_taps_alike;
+  const bool alike =
+      g.out_width > 20 && work.taps() <= dwconv_->most_taps_alike && work.tap_places == nullptr;
   const size_t begin = work.first_row(first_tile);
   const size_t end = work.first_row(last_tile);
   Rows rows(g, std::min(kStrip, end - begin));
@@ -165,10 +165,12 @@ void Conv::dwconv_rows(const Work& work, size_t first_tile, size_t last_tile) co
   strip.residual = work.added;
   strip.ldy = out_channels();
   strip.write_ahead = work.streams ? kWriteAhead : 0;
+  strip.x = work.geometry.x;
   for (size_t from = begin; from < end; from += strip.m) {
     strip.m = rows.fill_windows(from, std::min(kStrip, end - from), alike);
     strip.rows = rows.pointers();
     strip.windows = rows.windows();
+    if (work.tap_places != nullptr) strip.taps = work.tap_places + from * work.taps();
     strip.dests = rows.dests();
     dwconv_->run(strip);
     activate_rows(work.finish, strip.dests, strip.m, strip.y, strip.ldy, strip.channels);

@@ -15,6 +15,7 @@ struct Conv::Work {
   const float* weights;  // packed
   const float* residual;
   float* y;
+  const uint32_t* tap_places;  // [rows][taps] of a depthwise convolution, or null
   // What the kernels add to the linear parts and make of them: nothing where masked positions copy
   // those and add residuals of their own. Then fill_rows finishes all.
   const float* added;

@@ -15,6 +15,8 @@ namespace semisparse {
 struct Gather {
   std::vector<uint32_t> from, dest;     // computed: one entry each
   std::vector<dwconv::Window> windows;  // of a depthwise convolution; empty: all taps are inside
+  std::vector<uint32_t> taps;           // or of each entry, where every tap reads, in floats from
+                                        // the input; empty: see above
   std::vector<epilogue::Pair> copies;   // of what is there already, then from an entry's dest, in
                                         // the order of the entries
   std::vector<uint32_t> copy_begin;     // [entries + 1]: where in copies those of an entry start

@@ -28,6 +28,13 @@ struct Lanes {
   }
 };
 
+// Whether all taps of a position are inside.
+inline bool is_inside(const Strip& s, size_t i) {
+  if (s.windows == nullptr) return true;
+  const Window& w = s.windows[i];
+  return w.top == 0 && w.left == 0 && w.bottom == s.height && w.right == s.width;
+}
+
 // What follows the sums of row i of the strip.
 template <size_t NV, bool kWhole>
 inline void finish(const Strip& s, size_t i, size_t c, Lanes<kWhole> lanes, const Vec::T (&acc)[NV],
@@ -65,9 +72,13 @@ inline void in_parts(const Strip& strip, size_t most, const F& f) {
   Strip part = strip;
   for (size_t done = 0; done < strip.m; done += part.m) {
     part.m = strip.m - done < most ? strip.m - done : most;
-    part.rows = strip.rows + done;
     part.dests = strip.dests + done;
-    if (strip.windows != nullptr) part.windows = strip.windows + done;
+    if (strip.taps != nullptr) {
+      part.taps = strip.taps + done * strip.height * strip.width;
+    } else {
+      part.rows = strip.rows + done;
+      if (strip.windows != nullptr) part.windows = strip.windows + done;
+    }
     f(part);
   }
 }

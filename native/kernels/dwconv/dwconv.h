@@ -8,6 +8,12 @@
 //
 // Channels lie side by side in memory and are what the vectors run over. What a tap outside of the
 // plane would read is zero, so those taps are left out.
+//
+// Where `taps` is given it says where each tap reads, for inputs of which not every position is in
+// its place:
+//
+//     acc[i][c] = bias[c] + sum over all taps t = (ky, kx) of
+//                 x[taps[i * height * width + t] + c] * w[c / kBlock][ky][kx][c % kBlock]
 #pragma once
 
 #include <cstddef>
@@ -30,6 +36,8 @@ struct Strip {
   size_t m;                    // >= 1
   size_t height, width;        // of the filter, >= 1
   size_t channels;             // >= 1
+  const uint32_t* taps;        // [m][height * width], or null for those of `rows`
+  const float* x;              // with taps
   const float* const* rows;    // [m]: where the first tap would be if it were inside
   const Window* windows;       // [m]; null: all taps are inside
   std::ptrdiff_t row_step;     // floats from a tap to the one below it

@@ -1,20 +1,15 @@
 // The depthwise kernel over any vector type; used as kernels/igemm/generic.h is.
 //
-// Positions are taken in groups, so that a weight is loaded once for all of them: 5x5 and 7x7 are
-// 1.6 to 1.9 times as fast as with weights read again for each position (at 0.3 1.4 to 1.6), and on
-// AVX2 3x3 1.04 to 1.19 times (EPYC, Zen 4). Groups of 3, 6 and 8 and single vectors of channels
-// were slower on AVX2; so was leaving out the taps beyond the edges as wide.h does (3x3 and 5x5 at
-// 14x14 and 7x7 by a quarter), where the table below finds every tap once for all channels.
+// The taps of positions at an edge are found once for all channels. Leaving out those beyond it, as
+// wide.h does, was slower on AVX2 (3x3 and 5x5 at 14x14 and 7x7 by a quarter; EPYC, Zen 4).
 #pragma once
 
-#include "kernels/dwconv/blocks.h"
+#include "kernels/dwconv/tapped.h"
 
 namespace semisparse::dwconv {
 namespace {
 
-constexpr size_t kGroup = 4;
 constexpr size_t kMostTaps = 256;
-constexpr size_t kMostPositions = 256;
 constexpr size_t kTable = 2048;  // pointers; at least kGroup positions of kMostTaps
 
 // Where the taps of positions lie that are all inside.
@@ -22,16 +17,10 @@ class Offsets {
  public:
   static constexpr bool kSteps = true;  // from column to column
 
-  explicit Offsets(const Strip& s) : column(s.column_step) {
-    std::ptrdiff_t* to = offsets_;
-    for (size_t ky = 0; ky < s.height; ++ky) {
-      const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(ky) * s.row_step;
-      for (size_t kx = 0; kx < s.width; ++kx) {
-        *to++ = row + static_cast<std::ptrdiff_t>(kx) * s.column_step;
-      }
-    }
-  }
-  void find(const Strip& s) { rows_ = s.rows; }
+  Offsets(const float* const* rows, const std::ptrdiff_t* offsets, size_t taps,
+          std::ptrdiff_t column_step)
+      : column(column_step), rows_(rows), offsets_(offsets), taps_(taps) {}
+  size_t count() const { return taps_; }
   const float* operator()(size_t i, size_t t) const { return rows_[i] + offsets_[t]; }
 
   // Whether the taps of position i + 1 are those of position i but for one column.
@@ -43,152 +32,65 @@ class Offsets {
   const std::ptrdiff_t column;
 
  private:
-  const float* const* rows_ = nullptr;
+  const float* const* rows_;
+  const std::ptrdiff_t* offsets_;
+  const size_t taps_;
+};
+
+class Insides {
+ public:
+  explicit Insides(const Strip& s) {
+    std::ptrdiff_t* to = offsets_;
+    for (size_t ky = 0; ky < s.height; ++ky) {
+      const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(ky) * s.row_step;
+      for (size_t kx = 0; kx < s.width; ++kx) {
+        *to++ = row + static_cast<std::ptrdiff_t>(kx) * s.column_step;
+      }
+    }
+  }
+  Offsets find(const Strip& s) const {
+    return {s.rows, offsets_, s.height * s.width, s.column_step};
+  }
+
+ private:
   std::ptrdiff_t offsets_[kMostTaps];
 };
 
 // Where those of others lie, and zeros where they are outside.
-class Table {
+class Edges {
  public:
-  static constexpr bool kSteps = false;
-  static constexpr std::ptrdiff_t column = 0;
+  explicit Edges(const Strip& s) : insides_(s) {}
 
-  explicit Table(const Strip& s) : taps_(s.height * s.width) {}
-  void find(const Strip& s) {
+  const float* const* find(const Strip& s) {
+    const size_t taps = s.height * s.width;
+    const Offsets inside = insides_.find(s);
     const float** to = table_;
-    for (size_t i = 0; i < s.m; ++i) {
-      const Window& w = s.windows[i];
-      const float* row = s.rows[i];
-      for (size_t ky = 0; ky < s.height; ++ky, row += s.row_step) {
-        const size_t count = ky >= w.top && ky < w.bottom ? w.right - w.left : 0;
-        const float* from = row;
-        for (size_t kx = 0; kx < s.width; ++kx, from += s.column_step) {
-          *to++ = kx - w.left < count ? from : s.zeros;  // unsigned, so that it sees both ends
-        }
+    for (size_t i = 0; i < s.m; ++i, to += taps) {
+      if (is_inside(s, i)) {
+        for (size_t t = 0; t < taps; ++t) to[t] = inside(i, t);
+      } else {
+        find_edge(s, i, to);
       }
     }
-  }
-  const float* operator()(size_t i, size_t t) const { return table_[i * taps_ + t]; }
-
-  template <size_t K>
-  bool adjoin(size_t i) const {
-    const float* const* here = table_ + i * taps_;
-    const float* const* there = here + taps_;
-    bool same = true;
-    for (size_t t = 0; t < taps_; t += K) {
-      for (size_t k = 0; k + 1 < K; ++k) same &= here[t + k + 1] == there[t + k];
-    }
-    return same;
+    return table_;
   }
 
  private:
-  const size_t taps_;
+  static void find_edge(const Strip& s, size_t i, const float** to) {
+    const Window& w = s.windows[i];
+    const float* row = s.rows[i];
+    for (size_t ky = 0; ky < s.height; ++ky, row += s.row_step) {
+      const size_t count = ky >= w.top && ky < w.bottom ? w.right - w.left : 0;
+      const float* from = row;
+      for (size_t kx = 0; kx < s.width; ++kx, from += s.column_step) {
+        *to++ = kx - w.left < count ? from : s.zeros;  // unsigned, so that it sees both ends
+      }
+    }
+  }
+
+  Insides insides_;
   const float* table_[kTable];
 };
-
-// Positions anywhere.
-template <size_t P, size_t NV, typename Taps, bool kWhole>
-inline void apart(const Strip& s, const Taps& taps, size_t i, size_t c, Lanes<kWhole> lanes,
-                  Vec::T lo, Vec::T hi) {
-  constexpr size_t kLanes = Vec::kLanes;
-  const size_t count = s.height * s.width;
-  Vec::T acc[P][NV];
-  start<P, NV>(s, c, acc);
-  const float* weights = weights_of(s, c);
-  for (size_t t = 0; t < count; ++t, weights += kBlock) {
-    Vec::T w[NV];
-#pragma GCC unroll 4
-    for (size_t v = 0; v < NV; ++v) w[v] = Vec::load(weights + v * kLanes);
-#pragma GCC unroll 8
-    for (size_t p = 0; p < P; ++p) {
-      const float* x = taps(i + p, t) + c;
-#pragma GCC unroll 4
-      for (size_t v = 0; v < NV; ++v) {
-        acc[p][v] = Vec::fma(lanes.template load<NV>(x, v), w[v], acc[p][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (size_t p = 0; p < P; ++p) finish<NV>(s, i + p, c, lanes, acc[p], lo, hi);
-}
-
-// Neighbours: each column of inputs is loaded once for all of them.
-template <size_t K, size_t NV, typename Taps, bool kWhole>
-inline void adjoining(const Strip& s, const Taps& taps, size_t i, size_t c, Lanes<kWhole> lanes,
-                      Vec::T lo, Vec::T hi) {
-  constexpr size_t kLanes = Vec::kLanes;
-  constexpr size_t P = kGroup;
-  const size_t count = s.height * K;
-  const std::ptrdiff_t column = taps.column;
-  Vec::T acc[P][NV];
-  start<P, NV>(s, c, acc);
-  const float* weights = weights_of(s, c);
-  for (size_t t = 0; t < count; t += K) {
-    Vec::T w[K][NV];
-#pragma GCC unroll 8
-    for (size_t k = 0; k < K; ++k, weights += kBlock) {
-#pragma GCC unroll 4
-      for (size_t v = 0; v < NV; ++v) w[k][v] = Vec::load(weights + v * kLanes);
-    }
-    const float* row = taps(i, t);
-#pragma GCC unroll 16
-    for (size_t j = 0; j < P + K - 1; ++j) {
-      const size_t last = j < K ? 0 : j - K + 1;
-      const float* x = Taps::kSteps ? row + static_cast<std::ptrdiff_t>(j) * column
-                                    : taps(i + last, t + j - last);
-      x += c;
-#pragma GCC unroll 4
-      for (size_t v = 0; v < NV; ++v) {
-        const Vec::T in = lanes.template load<NV>(x, v);
-#pragma GCC unroll 8
-        for (size_t p = last; p < P && p <= j; ++p) {
-          acc[p][v] = Vec::fma(in, w[j - p][v], acc[p][v]);
-        }
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (size_t p = 0; p < P; ++p) finish<NV>(s, i + p, c, lanes, acc[p], lo, hi);
-}
-
-// K is the number of columns where neighbours are worth a way of their own, else 0.
-template <size_t K, typename Taps>
-void in_groups(const Strip& s, const Taps& taps) {
-  const Vec::T lo = Vec::set1(s.lo);
-  const Vec::T hi = Vec::set1(s.hi);
-  bool together[kMostPositions / kGroup] = {};
-  if constexpr (K != 0) {
-    for (size_t g = 0; (g + 1) * kGroup <= s.m; ++g) {
-      together[g] = true;
-      for (size_t p = 0; p + 1 < kGroup; ++p) {
-        together[g] = together[g] && taps.template adjoin<K>(g * kGroup + p);
-      }
-    }
-  }
-  all_channels(s, [&](auto vectors, size_t c, auto lanes) {
-    constexpr size_t NV = decltype(vectors)::kCount;
-    size_t i = 0;
-    for (; i + kGroup <= s.m; i += kGroup) {
-      if constexpr (K != 0) {
-        if (together[i / kGroup]) {
-          adjoining<K, NV>(s, taps, i, c, lanes, lo, hi);
-          continue;
-        }
-      }
-      apart<kGroup, NV>(s, taps, i, c, lanes, lo, hi);
-    }
-    for (; i < s.m; ++i) apart<1, NV>(s, taps, i, c, lanes, lo, hi);
-  });
-}
-
-template <size_t K, typename Taps>
-void in_parts_with(const Strip& strip, size_t most) {
-  Taps taps(strip);
-  in_parts(strip, most, [&](const Strip& part) {
-    taps.find(part);
-    in_groups<K>(part, taps);
-  });
-}
 
 // Filters of too many taps for a table, which are none of any network that we know.
 void one_by_one(const Strip& s) {
@@ -219,19 +121,33 @@ void one_by_one(const Strip& s) {
 }
 
 template <size_t K>
+void at_edges(const Strip& s, const float* const* pointers) {
+  const size_t taps = s.height * s.width;
+  if (K == 3 && taps == 9) {
+    in_groups<K>(s, Pointers<9>(pointers, taps));
+  } else {
+    in_groups<K>(s, Pointers<0>(pointers, taps));
+  }
+}
+
+template <size_t K>
 void by_width(const Strip& s) {
   const size_t taps = s.height * s.width;
   if (taps > kMostTaps) {
     one_by_one(s);
   } else if (s.windows == nullptr) {
-    in_parts_with<K, Offsets>(s, kMostPositions);
+    const Insides insides(s);
+    in_parts(s, kMostPositions, [&](const Strip& part) { in_groups<K>(part, insides.find(part)); });
   } else {
+    Edges edges(s);
     const size_t most = kTable / taps;
-    in_parts_with<K, Table>(s, most < kMostPositions ? most : kMostPositions);
+    in_parts(s, most < kMostPositions ? most : kMostPositions,
+             [&](const Strip& part) { at_edges<K>(part, edges.find(part)); });
   }
 }
 
 void run(const Strip& s) {
+  if (s.taps != nullptr) return run_listed(s);
   switch (s.width) {
     case 3:
       return by_width<3>(s);

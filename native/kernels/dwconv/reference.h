@@ -14,13 +14,15 @@ inline void reference(const Strip& s) {
       double sum = s.bias[c];
       for (size_t ky = 0; ky < s.height; ++ky) {
         for (size_t kx = 0; kx < s.width; ++kx) {
-          if (s.windows != nullptr) {
+          if (s.taps == nullptr && s.windows != nullptr) {
             const Window& w = s.windows[i];
             if (ky < w.top || ky >= w.bottom || kx < w.left || kx >= w.right) continue;
           }
-          const float* row = s.rows[i] + static_cast<std::ptrdiff_t>(ky) * s.row_step +
-                             static_cast<std::ptrdiff_t>(kx) * s.column_step;
-          sum += static_cast<double>(row[c]) *
+          const float* x = s.taps != nullptr
+                               ? s.x + s.taps[(i * s.height + ky) * s.width + kx]
+                               : s.rows[i] + static_cast<std::ptrdiff_t>(ky) * s.row_step +
+                                     static_cast<std::ptrdiff_t>(kx) * s.column_step;
+          sum += static_cast<double>(x[c]) *
                  s.weights[((c / kBlock * s.height + ky) * s.width + kx) * kBlock + c % kBlock];
         }
       }

@@ -135,6 +135,35 @@ void check_strip(const Listed& kernel, uint64_t seed) {
     strip.zeros = zeros.data();
   }
 
+  // Each tap by itself: in its place, in that of another position, or nowhere, which is zero.
+  std::vector<uint32_t> taps;
+  Guarded<float> listed(input.size() + strip.channels, random);
+  if (random.chance(0.4)) {
+    const size_t count = strip.height * strip.width;
+    const double moved = random.chance(0.5) ? 0 : 0.4;
+    for (size_t i = 0; i < strip.m; ++i) {
+      for (size_t t = 0; t < count; ++t) {
+        const dwconv::Window& w = grid.windows[i];
+        const size_t ky = t / strip.width;
+        const size_t kx = t % strip.width;
+        const bool inside = ky >= w.top && ky < w.bottom && kx >= w.left && kx < w.right;
+        std::ptrdiff_t place = grid.origins[i] + static_cast<std::ptrdiff_t>(ky) * strip.row_step +
+                               static_cast<std::ptrdiff_t>(kx) * strip.column_step;
+        if (random.chance(moved)) {
+          place = static_cast<std::ptrdiff_t>(random.size(0, grid.height * grid.width - 1) * pixel);
+        }
+        taps.push_back(static_cast<uint32_t>(inside ? place : input.size()));
+      }
+    }
+    // The zeros lie behind the input.
+    std::copy_n(input.data(), input.size(), listed.data());
+    std::fill_n(listed.data() + input.size(), strip.channels, 0.0f);
+    strip.x = listed.data();
+    strip.taps = taps.data();
+    strip.rows = nullptr;
+    strip.windows = nullptr;
+  }
+
   Guarded<float> weights(blocks * strip.height * strip.width * dwconv::kBlock, random);
   test::fill(weights, random, true);
   strip.weights = weights.data();

@@ -6,25 +6,15 @@
 // out row by row, and of neighbours column by column.
 #pragma once
 
-#include "kernels/dwconv/blocks.h"
+#include "kernels/dwconv/tapped.h"
 
 namespace semisparse::dwconv {
 namespace {
-
-// Whether all taps of a position are inside.
-inline bool is_inside(const Strip& s, size_t i) {
-  if (s.windows == nullptr) return true;
-  const Window& w = s.windows[i];
-  return w.top == 0 && w.left == 0 && w.bottom == s.height && w.right == s.width;
-}
 
 // What is computed together, in the order of the strip, so that rows which are still in the
 // first-level cache are met again.
 class Plan {
  public:
-  static constexpr size_t kMost = 256;  // positions
-  static constexpr size_t kGroup = 4;   // of them together
-
   // Neighbours, `apart` columns from one to the next; or positions anywhere, where that is 0, and
   // inside: all of whose taps are.
   struct Group {
@@ -104,7 +94,7 @@ class Plan {
     }
   }
 
-  Group groups_[kMost];
+  Group groups_[kMostPositions];
   size_t count_ = 0;
 };
 
@@ -313,7 +303,7 @@ inline void compute(const Strip& s, const Plan::Group& group, size_t c, Lanes<kW
 
 // A filter K columns wide, where neighbours have a way of their own, or with K of 0 any other.
 template <size_t K>
-void in_groups(const Strip& s) {
+void in_planned_groups(const Strip& s) {
   const Vec::T lo = Vec::set1(s.lo);
   const Vec::T hi = Vec::set1(s.hi);
   const Plan plan(s, K != 0);
@@ -341,15 +331,17 @@ void run_part(const Strip& s) {
   if (s.width == 3 && s.height == 3) {
     by_position_3x3(s);
   } else if (s.width == 5) {
-    in_groups<5>(s);
+    in_planned_groups<5>(s);
   } else if (s.width == 7) {
-    in_groups<7>(s);
+    in_planned_groups<7>(s);
   } else {
-    in_groups<0>(s);
+    in_planned_groups<0>(s);
   }
 }
 
-void run(const Strip& strip) { in_parts(strip, Plan::kMost, run_part); }
+void run(const Strip& strip) {
+  strip.taps != nullptr ? run_listed(strip) : in_parts(strip, kMostPositions, run_part);
+}
 
 }  // namespace
 }  // namespace semisparse::dwconv
