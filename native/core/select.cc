@@ -1,6 +1,7 @@
 #include "core/select.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,8 @@ struct Entry {
 };
 
 const Entry<igemm::Kernel> kIgemm[] = {
-#define SEMISPARSE_IGEMM(isa, mr, nr) \
-  {isa, {"igemm_" #isa "_" #mr "x" #nr, mr, nr, igemm::igemm_##isa##_##mr##x##nr}},
+#define SEMISPARSE_IGEMM(isa, mr, nr, most_depth) \
+  {isa, {"igemm_" #isa "_" #mr "x" #nr, mr, nr, igemm::igemm_##isa##_##mr##x##nr, most_depth}},
 #include "kernels/igemm/kernels.inc"
 #undef SEMISPARSE_IGEMM
 };
@@ -102,17 +103,17 @@ const igemm::Kernel& igemm_kernel(Isa isa, size_t channels) {
 }
 
 size_t igemm_narrowest(Isa isa) {
-  size_t nr = igemm_widest(isa);
+  size_t nr = std::numeric_limits<size_t>::max();
   for (const auto& entry : kIgemm) {
     if (entry.isa == isa) nr = std::min(nr, entry.kernel.nr);
   }
   return nr;
 }
 
-size_t igemm_widest(Isa isa) {
+size_t igemm_widest(Isa isa, size_t depth) {
   size_t nr = 0;
   for (const auto& entry : kIgemm) {
-    if (entry.isa == isa) nr = std::max(nr, entry.kernel.nr);
+    if (entry.isa == isa && depth <= entry.kernel.most_depth) nr = std::max(nr, entry.kernel.nr);
   }
   return nr;
 }

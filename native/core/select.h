@@ -18,7 +18,8 @@ namespace semisparse {
 const igemm::Kernel& igemm_kernel(Isa isa, size_t channels);
 // Narrowest and widest panel; every multiple of the narrowest in between exists.
 size_t igemm_narrowest(Isa isa);
-size_t igemm_widest(Isa isa);
+// For products of so many inputs times taps.
+size_t igemm_widest(Isa isa, size_t depth);
 
 const dwconv::Kernel& dwconv_kernel(Isa isa);
 // The Winograd transforms of tiles of this size, or null.

@@ -104,20 +104,33 @@ inline void by_lane(typename V::T (&acc)[M][NV], const float* const (&row)[M], s
   lane_step<V, 3>(acc, a, b, w + 3 * kPanel);
 }
 
-// acc[i][v] += row[i][c] * w[v] for one c, and so the tail.
+// acc[i][v] += row[i][c] * w[v] for one c, and so the tail. Of inputs and weights the fewer are
+// held in registers and the others pass through one.
 template <typename Tail, size_t M, size_t NV>
 inline void step(Vec::T (&acc)[M][NV], typename Tail::T (&tail)[M], const float* const (&row)[M],
                  size_t c, const float* w) {
-  Vec::T b[NV];
+  if constexpr (M < NV && Tail::kLanes == 0) {
+    Vec::T a[M];
 #pragma GCC unroll 8
-  for (size_t v = 0; v < NV; ++v) b[v] = Vec::load(w + v * Vec::kLanes);
-  const typename Tail::T b_tail = Tail::load(w + NV * Vec::kLanes);
+    for (size_t i = 0; i < M; ++i) a[i] = Vec::set1(row[i][c]);
 #pragma GCC unroll 8
-  for (size_t i = 0; i < M; ++i) {
-    const Vec::T a = Vec::set1(row[i][c]);
+    for (size_t v = 0; v < NV; ++v) {
+      const Vec::T b = Vec::load(w + v * Vec::kLanes);
 #pragma GCC unroll 8
-    for (size_t v = 0; v < NV; ++v) Vec::accumulate(acc[i][v], b[v], a);
-    tail[i] = Tail::fma(b_tail, Tail::set1(row[i][c]), tail[i]);
+      for (size_t i = 0; i < M; ++i) Vec::accumulate(acc[i][v], b, a[i]);
+    }
+  } else {
+    Vec::T b[NV];
+#pragma GCC unroll 8
+    for (size_t v = 0; v < NV; ++v) b[v] = Vec::load(w + v * Vec::kLanes);
+    const typename Tail::T b_tail = Tail::load(w + NV * Vec::kLanes);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < M; ++i) {
+      const Vec::T a = Vec::set1(row[i][c]);
+#pragma GCC unroll 8
+      for (size_t v = 0; v < NV; ++v) Vec::accumulate(acc[i][v], b[v], a);
+      tail[i] = Tail::fma(b_tail, Tail::set1(row[i][c]), tail[i]);
+    }
   }
 }
 

@@ -53,9 +53,10 @@ struct Kernel {
   const char* name;
   size_t mr, nr;
   Function run;
+  size_t most_depth;  // taps times channels
 };
 
-#define SEMISPARSE_IGEMM(isa, mr, nr) void igemm_##isa##_##mr##x##nr(const Tile& tile);
+#define SEMISPARSE_IGEMM(isa, mr, nr, most_depth) void igemm_##isa##_##mr##x##nr(const Tile& tile);
 #include "kernels/igemm/kernels.inc"
 #undef SEMISPARSE_IGEMM
 

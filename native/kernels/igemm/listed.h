@@ -13,7 +13,7 @@ struct Listed {
 };
 
 inline constexpr Listed kListed[] = {
-#define SEMISPARSE_IGEMM(isa, mr, nr) \
+#define SEMISPARSE_IGEMM(isa, mr, nr, most_depth) \
   {#isa, "igemm_" #isa "_" #mr "x" #nr, mr, nr, igemm_##isa##_##mr##x##nr},
 #include "kernels/igemm/kernels.inc"
 #undef SEMISPARSE_IGEMM
