@@ -56,6 +56,22 @@ class Insides {
   std::ptrdiff_t offsets_[kMostTaps];
 };
 
+// A pointer for each tap of each position.
+template <size_t kTaps>
+class Pointers : public Anywhere<kTaps> {
+ public:
+  Pointers(const Strip& s, const float* const* pointers)
+      : Anywhere<kTaps>(s.height * s.width), pointers_(pointers) {}
+  const float* operator()(size_t i, size_t t) const { return pointers_[i * this->count() + t]; }
+  template <size_t K>
+  bool adjoin(size_t i) const {
+    return this->template are_beside<K>(pointers_ + i * this->count());
+  }
+
+ private:
+  const float* const* pointers_;
+};
+
 // Where those of others lie, and zeros where they are outside.
 class Edges {
  public:
@@ -121,17 +137,7 @@ void one_by_one(const Strip& s) {
 }
 
 template <size_t K>
-void at_edges(const Strip& s, const float* const* pointers) {
-  const size_t taps = s.height * s.width;
-  if (K == 3 && taps == 9) {
-    in_groups<K>(s, Pointers<9>(pointers, taps));
-  } else {
-    in_groups<K>(s, Pointers<0>(pointers, taps));
-  }
-}
-
-template <size_t K>
-void by_width(const Strip& s) {
+void in_place(const Strip& s) {
   const size_t taps = s.height * s.width;
   if (taps > kMostTaps) {
     one_by_one(s);
@@ -142,22 +148,13 @@ void by_width(const Strip& s) {
     Edges edges(s);
     const size_t most = kTable / taps;
     in_parts(s, most < kMostPositions ? most : kMostPositions,
-             [&](const Strip& part) { at_edges<K>(part, edges.find(part)); });
+             [&](const Strip& part) { in_groups_anywhere<K, Pointers>(part, edges.find(part)); });
   }
 }
 
 void run(const Strip& s) {
   if (s.taps != nullptr) return run_listed(s);
-  switch (s.width) {
-    case 3:
-      return by_width<3>(s);
-    case 5:
-      return by_width<5>(s);
-    case 7:
-      return by_width<7>(s);
-    default:
-      return by_width<0>(s);
-  }
+  by_width(s, [&](auto width) { in_place<decltype(width)::kCount>(s); });
 }
 
 }  // namespace

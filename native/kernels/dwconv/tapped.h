@@ -41,22 +41,6 @@ class Anywhere {
   const size_t taps_;
 };
 
-// A pointer for each tap of each position.
-template <size_t kTaps>
-class Pointers : public Anywhere<kTaps> {
- public:
-  Pointers(const float* const* pointers, size_t taps)
-      : Anywhere<kTaps>(taps), pointers_(pointers) {}
-  const float* operator()(size_t i, size_t t) const { return pointers_[i * this->count() + t]; }
-  template <size_t K>
-  bool adjoin(size_t i) const {
-    return this->template are_beside<K>(pointers_ + i * this->count());
-  }
-
- private:
-  const float* const* pointers_;
-};
-
 // A strip's list.
 template <size_t kTaps>
 class Listed : public Anywhere<kTaps> {
@@ -206,29 +190,42 @@ void in_groups(const Strip& s, const Taps taps) {
   });
 }
 
-// A strip that says where each tap reads. A number of taps that is known was faster with 3x3, and
-// slower with 5x5, which it made the compiler unroll.
+// The same with taps by a class as those above. A number of them that is known was faster with 3x3,
+// and slower with 5x5, which it made the compiler unroll.
+template <size_t K, template <size_t> class Taps, typename... Places>
+void in_groups_anywhere(const Strip& s, Places... places) {
+  if constexpr (K == 3) {
+    if (s.height == 3) return in_groups<K>(s, Taps<9>(s, places...));
+  }
+  in_groups<K>(s, Taps<0>(s, places...));
+}
+
 template <size_t K>
-void listed_groups(const Strip& s) {
-  if (K == 3 && s.height == 3) {
-    in_groups<K>(s, Listed<9>(s));
-  } else {
-    in_groups<K>(s, Listed<0>(s));
+struct Width {
+  static constexpr size_t kCount = K;
+};
+
+// Calls f(Width<K>) with the filter's width where neighbours have a way of their own, else
+// with 0.
+template <typename F>
+void by_width(const Strip& s, const F& f) {
+  switch (s.width) {
+    case 3:
+      return f(Width<3>{});
+    case 5:
+      return f(Width<5>{});
+    case 7:
+      return f(Width<7>{});
+    default:
+      return f(Width<0>{});
   }
 }
 
+// A strip that says where each tap reads.
 void run_listed(const Strip& strip) {
-  in_parts(strip, kMostPositions, [](const Strip& s) {
-    switch (s.width) {
-      case 3:
-        return listed_groups<3>(s);
-      case 5:
-        return listed_groups<5>(s);
-      case 7:
-        return listed_groups<7>(s);
-      default:
-        return listed_groups<0>(s);
-    }
+  by_width(strip, [&](auto width) {
+    constexpr size_t K = decltype(width)::kCount;
+    in_parts(strip, kMostPositions, [](const Strip& s) { in_groups_anywhere<K, Listed>(s); });
   });
 }
 
