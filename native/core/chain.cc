@@ -132,29 +132,15 @@ void Chain::list_taps() {
   if (too_large || (expanded.copies.empty() && expanded.blank.empty())) return;
   expand_->leave_masked();
   const std::vector<int32_t> sources = expanded.source_map();
-  const semisparse_conv_desc& d = depthwise_.desc();
-  const auto list = [&](int64_t out_y, int64_t out_x) {
-    for (int64_t ky = 0; ky < d.kernel[0]; ++ky) {
-      for (int64_t kx = 0; kx < d.kernel[1]; ++kx) {
-        const int64_t y = out_y * d.strides[0] - d.pads[0] + ky * d.dilations[0];
-        const int64_t x = out_x * d.strides[1] - d.pads[1] + kx * d.dilations[1];
-        size_t place = plane;
-        if (y >= 0 && x >= 0 && y < expanded.height && x < expanded.width) {
-          const int32_t source = sources[static_cast<size_t>(y * expanded.width + x)];
-          place = source < 0 ? plane + 1 : static_cast<size_t>(source);
-        }
-        taps_.push_back(static_cast<uint32_t>(place * channels));
-      }
+  const Conv::Plane out = depthwise_.output_plane(expanded.height, expanded.width);
+  depthwise_.each_tap(out, [&](int64_t y, int64_t x) {
+    size_t place = plane;
+    if (y >= 0 && x >= 0 && y < expanded.height && x < expanded.width) {
+      const int32_t source = sources[static_cast<size_t>(y * expanded.width + x)];
+      place = source < 0 ? plane + 1 : static_cast<size_t>(source);
     }
-  };
-  if (depthwise_.positions() != nullptr) {
-    for (const Positions::Place& place : depthwise_.positions()->kept) list(place.y, place.x);
-  } else {
-    const Conv::Plane out = depthwise_.output_plane(expanded.height, expanded.width);
-    for (int64_t y = 0; y < out.height; ++y) {
-      for (int64_t x = 0; x < out.width; ++x) list(y, x);
-    }
-  }
+    taps_.push_back(static_cast<uint32_t>(place * channels));
+  });
 }
 
 Conv::Plane Chain::output_plane(int64_t height, int64_t width) const {

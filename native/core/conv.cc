@@ -330,26 +330,30 @@ bool Conv::takes_gate() const {
          desc_.kernel[1] == 1 && std::all_of(desc_.pads, desc_.pads + 4, no_padding);
 }
 
-std::vector<uint8_t> Conv::reads(Plane in) const {
-  const Plane out = output_plane(in.height, in.width);
-  std::vector<uint8_t> read(in.positions());
-  const auto mark = [&](int64_t out_y, int64_t out_x) {
+void Conv::each_tap(Plane out, const std::function<void(int64_t, int64_t)>& f) const {
+  const auto taps = [&](int64_t out_y, int64_t out_x) {
     for (int64_t ky = 0; ky < desc_.kernel[0]; ++ky) {
       for (int64_t kx = 0; kx < desc_.kernel[1]; ++kx) {
-        const int64_t y = out_y * desc_.strides[0] - desc_.pads[0] + ky * desc_.dilations[0];
-        const int64_t x = out_x * desc_.strides[1] - desc_.pads[1] + kx * desc_.dilations[1];
-        const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
-        if (inside) read[static_cast<size_t>(y * in.width + x)] = 1;
+        f(out_y * desc_.strides[0] - desc_.pads[0] + ky * desc_.dilations[0],
+          out_x * desc_.strides[1] - desc_.pads[1] + kx * desc_.dilations[1]);
       }
     }
   };
   if (positions_) {
-    for (const Positions::Place& place : positions_->kept) mark(place.y, place.x);
+    for (const Positions::Place& place : positions_->kept) taps(place.y, place.x);
   } else {
     for (size_t p = 0; p < out.positions(); ++p) {
-      mark(static_cast<int64_t>(p) / out.width, static_cast<int64_t>(p) % out.width);
+      taps(static_cast<int64_t>(p) / out.width, static_cast<int64_t>(p) % out.width);
     }
   }
+}
+
+std::vector<uint8_t> Conv::reads(Plane in) const {
+  std::vector<uint8_t> read(in.positions());
+  each_tap(output_plane(in.height, in.width), [&](int64_t y, int64_t x) {
+    const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
+    if (inside) read[static_cast<size_t>(y * in.width + x)] = 1;
+  });
   return read;
 }
 

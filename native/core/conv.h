@@ -54,6 +54,10 @@ class Conv {
   // Throws Error when it would be empty or is not the source map's.
   Plane output_plane(int64_t height, int64_t width) const;
 
+  // Calls f(row, column) for what each tap of each computed position reads, in their order and
+  // outside of the input too.
+  void each_tap(Plane out, const std::function<void(int64_t, int64_t)>& f) const;
+
   // Which positions of an input plane its computed positions read.
   std::vector<uint8_t> reads(Plane in) const;
 
